@@ -1,0 +1,15 @@
+"""minipeft: parameter-efficient fine-tuning, built to be understood.
+
+An adapter is a small trainable module that stands where a frozen module stood, and calls it.
+"""
+from .adapter import TaskType
+from .gpt import GPT, GPTConfig
+from .houlsby import HoulsbyConfig
+from .lora import LoraConfig
+from .nf4 import quantize_model
+from .peft_model import PeftModel, get_peft_model
+from .prefix import PrefixTuningConfig
+from .prompt import PromptTuningConfig
+
+__all__ = ["GPT", "GPTConfig", "TaskType", "LoraConfig", "PromptTuningConfig", "PrefixTuningConfig",
+           "HoulsbyConfig", "get_peft_model", "PeftModel", "quantize_model"]

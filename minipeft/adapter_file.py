@@ -1,0 +1,129 @@
+"""An adapter's two files, with HuggingFace PEFT's names, keys and shapes.
+
+    adapter_config.json           what to build
+    adapter_model.safetensors     the tensors to put into it
+
+Both are written under temporary names and renamed. Reading is strict: what we would load with
+another function than it was saved with is refused.
+"""
+import json
+import os
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from .adapter import AdapterSet, nearest
+
+CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."        # PEFT's model, its tuner, then the user's module path
+
+# Keys of HuggingFace PEFT 0.21 that do not change what a loaded adapter computes, ...
+HARMLESS = {
+    "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision",
+    "fan_in_fan_out", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
+    "megatron_config", "megatron_core", "qalora_group_size", "ensure_weight_tying",
+    "token_dim", "num_layers", "num_attention_heads", "init_weights",
+    "tokenizer_name_or_path", "tokenizer_kwargs",
+}
+# ... and those that do, at any other value than None, an empty one, or this:
+NOT_IMPLEMENTED = {
+    "alpha_pattern": {}, "rank_pattern": {}, "bias": "none", "lora_bias": False, "use_dora": False,
+    "use_qalora": False, "use_bdlora": False, "modules_to_save": None, "layers_to_transform": None,
+    "layers_pattern": None, "layer_replication": None, "exclude_modules": None,
+    "target_parameters": None, "trainable_token_indices": None, "alora_invocation_tokens": None,
+    "arrow_config": None, "kasa_config": None, "monteclora_config": None, "velora_config": None,
+    "num_transformer_submodules": 1,
+}
+CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")    # as init_lora_weights
+
+
+def module_tensors(adapters: AdapterSet) -> dict[str, Tensor]:
+    """The tensors of adapters that are saved module by module, under their file keys."""
+    return {f"{PREFIX}{path}.{name}": tensor for path, adapter in adapters.items()
+            for name, tensor in adapter.own_state().items()}
+
+
+@torch.no_grad()
+def load_module_tensors(adapters: AdapterSet, tensors: dict[str, Tensor]) -> None:
+    for key, parameter in module_tensors(adapters).items():
+        parameter.copy_(tensors[key])
+
+
+def write(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
+    """Both files into `folder` (made if need be); NotADirectoryError if it is a file."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"an adapter is saved into a folder, but {folder} is a file")
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
+    config_part, tensors_part = folder / (CONFIG + ".part"), folder / (TENSORS + ".part")
+    try:
+        config_part.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
+        save_file(tensors, tensors_part, metadata={"format": "pt"})
+        os.replace(tensors_part, folder / TENSORS)
+        os.replace(config_part, folder / CONFIG)
+    finally:
+        config_part.unlink(missing_ok=True)
+        tensors_part.unlink(missing_ok=True)
+
+
+def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
+    """(config, tensors) as they stand in the files; FileNotFoundError, NotADirectoryError, or
+    ValueError for files that are not what their names say."""
+    if not folder.exists():
+        raise FileNotFoundError(f"no adapter folder {folder}")
+    if not folder.is_dir():
+        raise NotADirectoryError(f"an adapter is a folder with {CONFIG} and {TENSORS}, "
+                                 f"but {folder} is a file")
+    for name in (CONFIG, TENSORS):
+        if not (folder / name).is_file():
+            there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
+            raise FileNotFoundError(f"{folder} holds no {name}; it holds {there}")
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        tensors = load_file(folder / TENSORS)
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder / CONFIG} is not valid JSON: {error}") from error
+    except SafetensorError as error:
+        raise ValueError(f"{folder / TENSORS} is truncated or no safetensors file: "
+                         f"{error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{folder / CONFIG} must hold an object, got {type(config).__name__}")
+    return config, tensors
+
+
+def known_fields(config: dict, fields: set[str], init_fields: set[str], where: Path) -> dict:
+    """The entries of a config file that are `fields` of ours; how they were drawn no longer counts.
+
+    ValueError for a key whose meaning we know and do not implement, a warning for an unknown one.
+    """
+    for key, value in config.items():
+        if key in NOT_IMPLEMENTED and value not in (NOT_IMPLEMENTED[key], None, {}, [], False):
+            raise ValueError(f"{where}: {key}={value!r} is not implemented here, and without it "
+                             f"the adapter would compute something else; load it with HF PEFT")
+        if key == "init_lora_weights" and str(value).startswith(CHANGES_THE_BASE):
+            raise ValueError(f"{where}: init_lora_weights={value!r} has changed the base weights, "
+                             f"which these files do not hold; convert it to plain LoRA in HF PEFT")
+        if key not in fields | init_fields | HARMLESS | set(NOT_IMPLEMENTED):
+            warnings.warn(f"{where}: ignoring the unknown key {key!r}", stacklevel=4)
+    return {key: value for key, value in config.items() if key in fields - init_fields}
+
+
+def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:
+    """ValueError unless `found` has the keys and shapes of `expected` and finite numbers."""
+    missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
+    if missing or unexpected:
+        raise ValueError(f"{where} does not fit this model: " + "; ".join(
+            f"{len(keys)} {kind}, such as {min(keys)!r}{nearest(min(keys), others)}"
+            for kind, keys, others in (("keys missing", missing, found),
+                                       ("keys unexpected", unexpected, expected)) if keys))
+    for key, tensor in found.items():
+        if tensor.shape != expected[key].shape:
+            raise ValueError(f"{where}: {key} must have shape {tuple(expected[key].shape)}, "
+                             f"got {tuple(tensor.shape)}; is r, or the model, another one?")
+        if not tensor.is_floating_point() or not tensor.isfinite().all():
+            raise ValueError(f"{where}: {key} must hold finite floating-point numbers, "
+                             f"got {tensor.dtype} with NaN, infinity or integers")

@@ -1,0 +1,336 @@
+"""A small GPT in the Llama dialect, with HuggingFace's module names.
+
+    x = embed_tokens(ids)                                        (B, T, C)
+    x = x + self_attn(input_layernorm(x))                        in every layer,
+    x = x + mlp(post_attention_layernorm(x))                     num_hidden_layers times
+    logits = lm_head(norm(x))                                    (B, T, V)
+
+Touvron et al. 2023 (RMSNorm, SwiGLU, rotary positions); Ainslie et al. 2023 (grouped-query heads).
+Letters: B batch, T tokens, P prompt or prefix slots, S = P + T keys, C width, H heads, D = C / H,
+V vocabulary. The same class is the tiny GPT of the notebooks, SmolLM2-135M with its real weights,
+and Llama-2-7B on the meta device. It helps the adapters with two lines, marked (adapters).
+"""
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_LLAMA = dict(vocab_size=32000)
+_LLAMA_2 = dict(vocab_size=32000, max_position_embeddings=4096, rms_norm_eps=1e-5)
+_LLAMA_3 = dict(vocab_size=128256, num_key_value_heads=8, max_position_embeddings=8192,
+                rope_theta=500000.0, rms_norm_eps=1e-5)
+_7B = dict(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32)
+_13B = dict(hidden_size=5120, intermediate_size=13824, num_hidden_layers=40, num_attention_heads=40)
+_33B = dict(hidden_size=6656, intermediate_size=17920, num_hidden_layers=60, num_attention_heads=52)
+_65B = dict(hidden_size=8192, intermediate_size=22016, num_hidden_layers=80, num_attention_heads=64)
+_70B = {**_65B, "intermediate_size": 28672, "num_key_value_heads": 8}
+
+PRESETS = {  # from the models' own config.json files
+    "tiny": dict(vocab_size=400, hidden_size=128, intermediate_size=384, num_hidden_layers=4,
+                 num_attention_heads=4, max_position_embeddings=256, rope_theta=100.0),
+    "smollm2-135m": dict(vocab_size=49152, hidden_size=576, intermediate_size=1536,
+                         num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
+                         max_position_embeddings=8192, rope_theta=100000.0, rms_norm_eps=1e-5,
+                         tie_word_embeddings=True),
+    "llama-7b": {**_LLAMA, **_7B},
+    "llama-13b": {**_LLAMA, **_13B},
+    "llama-33b": {**_LLAMA, **_33B},
+    "llama-65b": {**_LLAMA, **_65B},
+    "llama-2-7b": {**_LLAMA_2, **_7B},
+    "llama-2-13b": {**_LLAMA_2, **_13B},
+    "llama-2-70b": {**_LLAMA_2, **_70B},
+    "llama-3-8b": {**_LLAMA_3, **_7B, "intermediate_size": 14336},
+    "llama-3-70b": {**_LLAMA_3, **_70B},
+}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """Sizes of a GPT, under the names of HuggingFace's LlamaConfig."""
+
+    vocab_size: int                          # V
+    hidden_size: int                         # C
+    intermediate_size: int                   # width inside the MLP
+    num_hidden_layers: int
+    num_attention_heads: int                 # H
+    num_key_value_heads: int | None = None   # fewer than H: grouped-query attention; None: H
+    max_position_embeddings: int = 2048      # longest sequence, virtual tokens included
+    rope_theta: float = 10000.0
+    rms_norm_eps: float = 1e-6
+    tie_word_embeddings: bool = False        # lm_head.weight is embed_tokens.weight
+
+    def __post_init__(self):
+        if self.hidden_size % (2 * self.num_attention_heads):
+            raise ValueError(f"hidden_size must be an even multiple of num_attention_heads "
+                             f"{self.num_attention_heads} (rotary positions turn pairs), "
+                             f"got {self.hidden_size}")
+        if self.num_attention_heads % self.kv_heads:
+            raise ValueError(f"num_key_value_heads must divide num_attention_heads "
+                             f"{self.num_attention_heads}, got {self.kv_heads}")
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_key_value_heads or self.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def preset(cls, name: str) -> "GPTConfig":
+        """The sizes of a known model; ValueError lists the known names."""
+        if name not in PRESETS:
+            raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
+        return cls(**PRESETS[name])
+
+
+class RMSNorm(nn.Module):
+    """y = weight * x / sqrt(mean(x^2) + eps), in float32.    Zhang and Sennrich 2019"""
+
+    def __init__(self, size: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = x.to(torch.promote_types(x.dtype, torch.float32))
+        h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * h.to(x.dtype)
+
+
+@functools.lru_cache(maxsize=16)   # a pure function: the same table for every layer and step
+def rope_table(dim: int, length: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+    """cos and sin of position * theta^(-2i/dim), (length, dim) float32 each.    Su et al. 2021
+
+    float32 whatever the model's dtype: a buffer would be rounded by `model.to(torch.bfloat16)`.
+    """
+    with torch.inference_mode(False):   # or a table first made there could not be trained through
+        frequency = 1 / theta ** (torch.arange(0, dim, 2, device=device) / dim)    # (dim / 2,)
+        angle = torch.arange(length, device=device)[:, None] * frequency       # (length, dim / 2)
+        angle = torch.cat([angle, angle], dim=-1)                              # (length, dim)
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x[i], x[i + D/2]) by its position's angle; x (B, H, T, D), cos (T, D)."""
+    left, right = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-right, left], dim=-1) * sin
+
+
+class KVCache:
+    """The keys and values one layer has computed for the tokens so far, (B, H_kv, T, D) each."""
+
+    def __init__(self):
+        self.k = self.v = None
+
+    def __len__(self) -> int:
+        return 0 if self.k is None else self.k.shape[2]
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        self.k = k if self.k is None else torch.cat([self.k, k], dim=2)
+        self.v = v if self.v is None else torch.cat([self.v, v], dim=2)
+        return self.k, self.v
+
+
+class Attention(nn.Module):
+    """softmax(Q K^T / sqrt(D)) V over H heads, causal, with rotary positions.
+
+    `prefix_kv`: keys and values (1, H_kv, P, D) put in front of the text's own (adapters); the text
+    then stands at positions P, P + 1, ... as in HuggingFace PEFT.
+    """
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        C, kv = config.hidden_size, config.kv_heads * config.head_dim
+        self.config = config
+        self.q_proj = nn.Linear(C, C, bias=False)
+        self.k_proj = nn.Linear(C, kv, bias=False)
+        self.v_proj = nn.Linear(C, kv, bias=False)
+        self.o_proj = nn.Linear(C, C, bias=False)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None,
+                prefix_kv: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        B, T, C = x.shape
+        q, k, v = (proj(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)   # (B, H, T, D)
+                   for proj in (self.q_proj, self.k_proj, self.v_proj))
+        start = (0 if cache is None else len(cache)) + (0 if prefix_kv is None
+                                                        else prefix_kv[0].shape[2])
+        cos, sin = self.positions(start, start + T, x)                            # (T, D)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if cache is not None:
+            k, v = cache.append(k, v)
+        if prefix_kv is not None:                                                 # (adapters)
+            k, v = (torch.cat([p.to(t.dtype).expand(B, -1, -1, -1), t], dim=2)    # (B, H, S, D)
+                    for p, t in zip(prefix_kv, (k, v)))
+        out = attend(q, k, v)
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, C))
+
+    def positions(self, start: int, stop: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        check_length(stop, self.config)
+        cos, sin = rope_table(self.config.head_dim, self.config.max_position_embeddings,
+                              self.config.rope_theta, x.device)               # (positions, D)
+        return cos[start:stop].to(x.dtype), sin[start:stop].to(x.dtype)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Causal attention of the last T of S positions; q (B, H, T, D), k and v (B, H_kv, S, D)."""
+    T, S = q.shape[2], k.shape[2]
+    mask = None
+    if 1 < T < S:   # a prefix or a cache stands in front: query t sees keys 0 ... S - T + t
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S,
+                                          enable_gqa=q.shape[1] != k.shape[1])
+
+
+class MLP(nn.Module):
+    """down(silu(gate(x)) * up(x)), "SwiGLU".    Shazeer 2020"""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.self_attn = Attention(config)
+        self.mlp = MLP(config)
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), cache=cache)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    """Everything below the head: token ids (B, T) to normed vectors (B, T, C)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, input_ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
+        T = input_ids.shape[1]
+        x = self.embed_tokens(input_ids)     # (B, T, C), or (B, P + T, C) behind a soft prompt
+        if caches and len(caches[0]):
+            x = x[:, -T:]                    # the soft prompt is in the caches already
+        for layer, cache in zip(self.layers, caches or [None] * len(self.layers)):
+            x = layer(x, cache)
+        return self.norm(x[:, -T:])          # (B, T, C), without the soft prompt (adapters)
+
+
+class GPT(nn.Module):
+    """Token ids (B, T) to logits (B, T, V)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.tie_weights()
+        if not self.lm_head.weight.is_meta:
+            self.init_weights()
+
+    def tie_weights(self) -> None:
+        """One parameter with two names, where the config says so (also after `assign=True`)."""
+        if self.config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Linears N(0, 1 / in), those that write to the residual stream / sqrt(2 L) (GPT-2's rule).
+
+        Embeddings have standard deviation 1, so that a token is as loud as a layer's output; a tied
+        matrix also makes the logits and takes the head's 1 / sqrt(C).
+        """
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight)
+            elif isinstance(module, nn.Linear):
+                residual = name.endswith(("o_proj", "down_proj"))
+                depth = 2 * self.config.num_hidden_layers if residual else 1
+                nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features * depth))
+
+    def forward(self, input_ids: Tensor, logits_at=None,
+                caches: list[KVCache] | None = None) -> Tensor:
+        """Logits (B, T, V); with `logits_at`, an index or mask into (B, T), only those positions'.
+
+        The head is the widest matrix of a small model: training needs it on labels only.
+        """
+        x = self.model(input_ids, caches)                                  # (B, T, C)
+        return self.lm_head(x if logits_at is None else x[logits_at])
+
+    @torch.no_grad()
+    def generate(self, input_ids: Tensor, max_new_tokens: int, temperature: float = 0.0,
+                 eos_token_id: int | None = None) -> Tensor:
+        """(B, T) to (B, T + at most max_new_tokens); greedy at temperature 0, else sampled.
+
+        A row that has produced `eos_token_id` is filled up with it; all rows done ends early.
+        """
+        check_token_ids(input_ids, self.config.vocab_size)
+        if max_new_tokens < 1 or temperature < 0:
+            raise ValueError(f"generate wants max_new_tokens >= 1 and temperature >= 0, "
+                             f"got {max_new_tokens} and {temperature}")
+        check_length(input_ids.shape[1] + max_new_tokens - 1, self.config)
+        caches = [KVCache() for _ in self.model.layers]
+        ids, new = input_ids, input_ids
+        done = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
+        for _ in range(max_new_tokens):
+            logits = self(new, logits_at=(slice(None), -1), caches=caches)        # (B, V)
+            new = sample(logits, temperature)                                     # (B, 1)
+            if eos_token_id is not None:
+                new = new.masked_fill(done, eos_token_id)
+                done = done | (new == eos_token_id)
+            ids = torch.cat([ids, new], dim=1)
+            if done.all():
+                break
+        return ids
+
+
+def check_length(length: int, config: GPTConfig) -> None:
+    if length > config.max_position_embeddings:
+        raise ValueError(f"the sequence, virtual tokens included, must have at most "
+                         f"{config.max_position_embeddings} positions (max_position_embeddings), "
+                         f"got {length}; shorten it")
+
+
+def sample(logits: Tensor, temperature: float) -> Tensor:
+    """One token id a row, (B, V) to (B, 1): the likeliest, or one drawn at that temperature."""
+    if temperature == 0:
+        return logits.argmax(-1, keepdim=True)
+    return torch.multinomial((logits.float() / temperature).softmax(-1), 1)
+
+
+def check_token_ids(input_ids: Tensor, vocab_size: int) -> None:
+    """ValueError unless ids are a (B, T) integer tensor with T > 0 and 0 <= id < vocab_size."""
+    if input_ids.ndim != 2 or input_ids.numel() == 0 or input_ids.is_floating_point():
+        raise ValueError(f"token ids must be a non-empty (B, T) integer tensor, "
+                         f"got {input_ids.dtype} {tuple(input_ids.shape)}")
+    low, high = int(input_ids.min()), int(input_ids.max())
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"token ids must lie in 0 ... {vocab_size - 1}, got {low} ... {high}; "
+                         f"is this the model's own tokenizer?")
+
+
+def require_gpt(model: nn.Module, method: str) -> None:
+    """TypeError unless the model is a GPT, whose (adapters) lines the method needs."""
+    if not isinstance(model, GPT):
+        raise TypeError(f"{method} adapts a minipeft.GPT, got {type(model).__name__}; load its "
+                        f"weights into a GPT (the module names are HuggingFace's), or use LoRA")
+
+
+def sample_token_ids(n: int, vocab_size: int) -> Tensor:
+    """n random token ids, (n,), all different as long as the vocabulary lasts."""
+    rounds = -(-n // vocab_size)
+    return torch.cat([torch.randperm(vocab_size) for _ in range(rounds)])[:n]

@@ -1,0 +1,149 @@
+"""LoRA: low-rank adaptation of a frozen linear layer.
+
+    y = W0 x + b + s B A x,    s = alpha / r            Hu et al. 2021, section 4.1
+
+    W0 (out, in) frozen;  A (r, in) drawn at random;  B (out, r) zero, so that the adapted layer
+    starts as the base, bitwise. r (in + out) trainable numbers in place of in * out.
+
+The base layer may be anything with a forward and two widths: an `nn.Linear`, transformers'
+`Conv1D`, or an `NF4Linear`. The last is all there is to QLoRA.
+"""
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from .adapter import (Adapter, AdapterSet, TaskType, check_choice, check_count, check_task_type,
+                      find_modules)
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """HuggingFace PEFT's names; ValueError for values out of range."""
+
+    peft_type: ClassVar[str] = "LORA"
+    r: int = 8                                       # rank of the update
+    lora_alpha: float = 8                            # the update is scaled by lora_alpha / r
+    lora_dropout: float = 0.0                        # on the input of A, in training
+    target_modules: Sequence[str] | str | None = None   # names, "all-linear"; None: q_proj, v_proj
+    use_rslora: bool = False                         # scale by lora_alpha / sqrt(r) instead
+    init_lora_weights: str | bool = "gaussian"       # A: N(0, 1 / in); True: U(-1, 1) / sqrt(in)
+    task_type: TaskType | str | None = None
+    inference_mode: bool = False                     # loaded to be used, not trained
+
+    def __post_init__(self):
+        check_count("r", self.r)
+        if not 0 < self.lora_alpha < math.inf:
+            raise ValueError(f"lora_alpha must be a positive number, got {self.lora_alpha!r}")
+        if not 0 <= self.lora_dropout < 1:
+            raise ValueError(f"lora_dropout must lie in [0, 1), got {self.lora_dropout!r}")
+        check_choice("init_lora_weights", self.init_lora_weights, ("gaussian", True))
+        check_task_type(self.task_type)
+        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
+            raise ValueError(f"target_modules must be a list of names or 'all-linear', got the "
+                             f"string {self.target_modules!r}; write [{self.target_modules!r}]")
+
+    def file_fields(self, model: nn.Module) -> dict:
+        """What HuggingFace PEFT needs to know besides."""
+        return dict(bias="none", fan_in_fan_out=any(map(is_conv1d, model.modules())))
+
+    @property
+    def scaling(self) -> float:
+        """s. alpha / r: Hu et al. 2021; alpha / sqrt(r), "rsLoRA": Kalajdzievski 2023."""
+        return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
+
+
+class LoraLinear(Adapter):
+    """y = base_layer(x) + s B A dropout(x);  x (..., in), y (..., out), y in the base's dtype."""
+
+    def __init__(self, base_layer: nn.Module, config: LoraConfig, dtype: torch.dtype):
+        super().__init__(base_layer)
+        n_in, n_out = linear_widths(base_layer)
+        where = dict(bias=False, device=next_tensor(base_layer).device, dtype=dtype)
+        self.scaling = config.scaling
+        self.lora_dropout = nn.Dropout(config.lora_dropout)
+        self.lora_A = nn.Linear(n_in, config.r, **where)     # nn.Linear draws U(-1, 1) / sqrt(in)
+        self.lora_B = nn.Linear(config.r, n_out, **where)
+        nn.init.zeros_(self.lora_B.weight)
+        if config.init_lora_weights == "gaussian":
+            nn.init.normal_(self.lora_A.weight, std=1 / math.sqrt(n_in))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base_layer(x)
+        x = self.lora_dropout(x.to(self.lora_A.weight.dtype))
+        # (x A^T) B^T costs r (in + out) a token; x (B A)^T would cost in * out, as the base does
+        return (y + self.scaling * self.lora_B(self.lora_A(x))).to(y.dtype)
+
+    def delta_weight(self) -> Tensor:
+        """s B A, (out, in)."""
+        return self.scaling * self.lora_B.weight @ self.lora_A.weight
+
+    def merge(self) -> nn.Module:
+        """W0 + s B A in a plain linear layer; a 4-bit base becomes a dequantized `nn.Linear`."""
+        merged = plain_linear(self.base_layer)
+        W0 = merged.weight
+        delta = self.delta_weight().to(torch.promote_types(W0.dtype, torch.float32))
+        W = W0 + (delta.T if is_conv1d(merged) else delta)      # Conv1D stores (in, out)
+        merged.weight = nn.Parameter(W.detach().to(W0.dtype), requires_grad=W0.requires_grad)
+        return merged
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether this is the linear layer of transformers' GPT-2: y = x W + b with W (in, out)."""
+    return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
+
+
+def linear_widths(module: nn.Module) -> tuple[int, int] | None:
+    """(in, out) of a linear layer, None of anything else."""
+    if is_conv1d(module):
+        return tuple(module.weight.shape)
+    if hasattr(module, "in_features") and hasattr(module, "out_features"):
+        return module.in_features, module.out_features
+    return None
+
+
+def plain_linear(module: nn.Module) -> nn.Module:
+    """A copy of a linear layer in floating point: its own kind, or nn.Linear for a 4-bit one."""
+    if not hasattr(module, "dequantize"):
+        return copy.deepcopy(module)
+    W = module.dequantize()
+    linear = nn.Linear(*W.T.shape, bias=module.bias is not None, device="meta")
+    linear.weight = nn.Parameter(W, requires_grad=False)
+    linear.bias = copy.deepcopy(module.bias)
+    return linear.train(module.training)
+
+
+def next_tensor(module: nn.Module) -> Tensor:
+    """Any tensor of a module: where it is, the adapter belongs."""
+    return next(iter([*module.parameters(), *module.buffers()]))
+
+
+def target_layers(model: nn.Module, targets: Sequence[str] | str | None) -> dict[str, nn.Module]:
+    """The linears to adapt, by path; ValueError for a name unmatched, TypeError if no linear."""
+    if targets == "all-linear":
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        return {path: module for path, module in model.named_modules()
+                if linear_widths(module) and module is not head
+                and path.rpartition(".")[2] != "lm_head"}
+    layers = find_modules(model, targets or ["q_proj", "v_proj"])
+    for path, module in layers.items():
+        if not linear_widths(module):
+            raise TypeError(f"LoRA adapts linear layers, but target {path!r} is a "
+                            f"{type(module).__name__}; name the linears inside it")
+    return layers
+
+
+def lora_adapters(model: nn.Module, config: LoraConfig, dtype: torch.dtype) -> AdapterSet:
+    """One LoraLinear a target, not yet in place; ValueError if a layer is narrower than r."""
+    layers = target_layers(model, config.target_modules)
+    if not layers:
+        raise ValueError("target_modules='all-linear' found no linear layer besides the head")
+    for path, layer in layers.items():
+        if config.r > min(linear_widths(layer)):
+            raise ValueError(f"r must be at most {min(linear_widths(layer))}, the smaller width of "
+                             f"{path} (beyond it B A has no further rank), got {config.r}")
+    return {path: LoraLinear(layer, config, dtype) for path, layer in layers.items()}

@@ -1,0 +1,108 @@
+"""What a method costs: parameters, bytes, seconds. Bytes are counted, not estimated.
+
+    training bytes = weights + gradients + optimizer + activations
+
+Weights, gradients and AdamW's two moments are summed over the tensors that exist after one real
+step; activations over the tensors that autograd saved for the backward pass, each storage once,
+parameters and buffers left out. Peaks inside an operation are not in these counts.
+"""
+import statistics
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .train import Batch, batch_loss
+
+
+def nbytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the distinct storages behind `tensors`: views and tied weights count once."""
+    storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
+    return sum(storages.values())
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all); a 4-bit layer counts the weights it stands for."""
+    parameters = list(model.parameters())
+    packed = sum(m.in_features * m.out_features for m in model.modules()
+                 if hasattr(m, "dequantize"))
+    return (sum(p.numel() for p in parameters if p.requires_grad),
+            sum(p.numel() for p in parameters) + packed)
+
+
+@dataclass(frozen=True)
+class TrainingBytes:
+    """Bytes at the end of the forward pass of a training step, by kind."""
+
+    weights: int        # parameters and buffers, frozen ones and the adapter's
+    gradients: int
+    optimizer: int      # AdamW: two moments a trainable number
+    activations: int    # saved by autograd for the backward pass
+
+    as_dict = asdict
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+def saved_activations(model: nn.Module, batch: Batch) -> tuple[int, Tensor]:
+    """(bytes that autograd keeps for the backward pass, the loss)."""
+    held = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
+    saved = []      # the tensors themselves, so that no storage is freed and its address reused
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        loss = batch_loss(model, batch)
+    return nbytes(t for t in saved if t.untyped_storage()._cdata not in held), loss
+
+
+def training_bytes(model: nn.Module, batch: Batch) -> TrainingBytes:
+    """Counted on one AdamW step with learning rate 0: the weights stay as they are."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=0.0, weight_decay=0.0)
+    activations, loss = saved_activations(model, batch)
+    loss.backward()
+    gradients = nbytes(p.grad for p in parameters)
+    optimizer.step()
+    moments = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
+    optimizer.zero_grad()
+    return TrainingBytes(nbytes([*model.parameters(), *model.buffers()]), gradients,
+                         nbytes(moments), activations)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one call: median and quartiles over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    as_dict = asdict
+
+
+def interleaved(calls: dict[str, Callable], rounds: int = 15, warmup: int = 2,
+                progress: Callable[[Iterable], Iterable] | None = None) -> dict[str, Timing]:
+    """Time each call once a round, in turn, so that a drift of the machine hits all alike."""
+    seconds = {name: [] for name in calls}
+    numbered = range(warmup + rounds)
+    for number in (progress(numbered) if progress else numbered):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            synchronize()
+            if number >= warmup:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: summary(values) for name, values in seconds.items()}
+
+
+def synchronize() -> None:
+    """Wait for a GPU's queue, where there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def summary(values: list[float]) -> Timing:
+    low, _, high = statistics.quantiles(values, n=4)
+    return Timing(statistics.median(values), low, high)

@@ -1,0 +1,22 @@
+"""Small random models, the same in every test."""
+import pytest
+import torch
+
+from minipeft import GPT, GPTConfig
+
+torch.set_flush_denormal(True)
+
+SMALL = GPTConfig(vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                  num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+
+
+@pytest.fixture
+def model() -> GPT:
+    """Two layers, width 32, grouped-query heads."""
+    torch.manual_seed(0)
+    return GPT(SMALL)
+
+
+@pytest.fixture
+def ids() -> torch.Tensor:
+    return torch.randint(0, SMALL.vocab_size, (3, 7), generator=torch.Generator().manual_seed(1))
