@@ -1,0 +1,164 @@
+"""The GPT's own facts. Its equality with transformers' Llama is in tests/parity/."""
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from conftest import SMALL
+from minipeft import GPT, GPTConfig
+
+PARAMETERS = {    # published counts of the models
+    "llama-7b": 6_738_415_616, "llama-2-7b": 6_738_415_616, "llama-13b": 13_015_864_320,
+    "llama-2-13b": 13_015_864_320, "llama-33b": 32_528_943_616, "llama-65b": 65_285_660_672,
+    "llama-2-70b": 68_976_648_192, "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496,
+    "smollm2-135m": 134_515_008,
+}
+
+
+@pytest.mark.parametrize("preset", PARAMETERS)
+def test_presets_have_exactly_the_published_parameter_counts(preset):
+    with torch.device("meta"):
+        model = GPT(GPTConfig.preset(preset))
+    assert sum(p.numel() for p in model.parameters()) == PARAMETERS[preset]
+
+
+def test_the_tiny_preset_has_the_count_by_hand():
+    V, C, F, L = 400, 128, 384, 4
+    by_hand = 2 * V * C + C + L * (4 * C * C + 3 * C * F + 2 * C)
+    assert sum(p.numel() for p in GPT(GPTConfig.preset("tiny")).parameters()) == by_hand
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(ValueError, match="unknown preset 'llama-9b'; known: tiny, .*llama-3-70b"):
+        GPTConfig.preset("llama-9b")
+
+
+@pytest.mark.parametrize("change, message", [
+    ({"num_attention_heads": 5}, "even multiple of num_attention_heads 5"),
+    ({"hidden_size": 36, "num_attention_heads": 4}, "rotary positions turn pairs"),
+    ({"num_key_value_heads": 3}, "num_key_value_heads must divide"),
+])
+def test_sizes_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(**{**vars(SMALL), **change})
+
+
+def test_attention_is_the_formula_by_loops(model, ids):
+    attention = model.model.layers[0].self_attn.double()
+    x = torch.randn(1, 5, 32, dtype=torch.float64)
+    q, k, v = (proj(x)[0].view(5, -1, 8) for proj in
+               (attention.q_proj, attention.k_proj, attention.v_proj))       # (T, heads, D)
+
+    def turned(vector, position):
+        out = vector.clone()
+        for i in range(4):
+            angle = torch.tensor(position / 10000 ** (2 * i / 8), dtype=torch.float32)
+            c, s = angle.cos().double(), angle.sin().double()
+            out[i] = vector[i] * c - vector[i + 4] * s
+            out[i + 4] = vector[i + 4] * c + vector[i] * s
+        return out
+
+    expected = torch.zeros(5, 4, 8, dtype=torch.float64)
+    for t in range(5):
+        for head in range(4):
+            shared = head // 2                                   # two query heads a key head
+            scores = torch.stack([turned(q[t, head], t) @ turned(k[s, shared], s) / 8 ** 0.5
+                                  for s in range(t + 1)])        # causal: the past only
+            expected[t, head] = scores.softmax(0) @ v[:t + 1, shared]
+    expected = attention.o_proj(expected.view(5, 32))
+    # angles are float32: position * frequency is rounded at 1e-7
+    torch.testing.assert_close(attention(x)[0], expected, rtol=0, atol=1e-6)
+
+
+def test_generating_with_a_cache_equals_generating_without(model, ids):
+    expected = ids
+    for _ in range(20):
+        expected = torch.cat([expected, model(expected)[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(model.generate(ids, 20), expected)
+
+
+def test_rows_end_with_the_end_token_and_all_ended_stops_early(model, ids):
+    free = model.generate(ids, 12)
+    end = int(free[0, 9])                                        # what row 0 says third
+    out = model.generate(ids, 12, eos_token_id=end)
+    first = {row: (free[row, 7:] == end).nonzero() for row in range(3)}
+    for row in range(3):
+        stop = 7 + int(first[row][0]) if len(first[row]) else out.shape[1] - 1
+        assert torch.equal(out[row, :stop + 1], free[row, :stop + 1])
+        assert (out[row, stop + 1:] == end).all()
+    assert model.generate(ids[:1], 12, eos_token_id=end).shape[1] == 7 + int(first[0][0]) + 1
+
+
+def test_sampling_follows_the_temperature(model, ids):
+    torch.manual_seed(3)
+    likeliest = model.generate(ids, 8)
+    assert torch.equal(model.generate(ids, 8, temperature=1e-6), likeliest)
+    assert not torch.equal(model.generate(ids, 8, temperature=5.0), likeliest)
+
+
+def test_logits_at_computes_the_head_on_those_positions_only(model, ids):
+    mask = torch.rand(ids.shape) < 0.5
+    # rows of a matmul of another height may be summed in another order: an ulp
+    torch.testing.assert_close(model(ids, logits_at=mask), model(ids)[mask], rtol=1e-5, atol=1e-6)
+
+
+def test_tied_weights_are_one_parameter_also_after_assigning(ids):
+    model = GPT(GPTConfig(**{**vars(SMALL), "tie_word_embeddings": True}))
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+    model.load_state_dict({k: v.clone() for k, v in model.state_dict().items()}, assign=True)
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    model.tie_weights()
+    assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+@pytest.mark.parametrize("ids, message", [
+    (torch.tensor([[0, 61]]), r"must lie in 0 ... 60, got 0 ... 61"),
+    (torch.tensor([[-1, 3]]), r"got -1 ... 3"),
+    (torch.tensor([0, 1]), r"\(B, T\) integer tensor"),
+    (torch.zeros(1, 2), r"integer tensor, got torch.float32"),
+    (torch.zeros(1, 0, dtype=torch.long), "non-empty"),
+])
+def test_bad_token_ids_are_refused(model, ids, message):
+    with pytest.raises(ValueError, match=message):
+        model.generate(ids, 2)
+
+
+def test_a_sequence_longer_than_the_model_is_refused(model):
+    with pytest.raises(ValueError, match="at most 64 positions .* got 65"):
+        model(torch.zeros(1, 65, dtype=torch.long))
+    with pytest.raises(ValueError, match="at most 64 positions .* got 69"):
+        model.generate(torch.zeros(1, 60, dtype=torch.long), 10)
+    with pytest.raises(ValueError, match="max_new_tokens >= 1"):
+        model.generate(torch.zeros(1, 6, dtype=torch.long), 0)
+
+
+def test_positions_survive_bfloat16_and_inference_mode(model, ids):
+    from minipeft.gpt import rope_table
+    rope_table.cache_clear()
+    with torch.inference_mode():
+        model(ids)
+    model(ids).sum().backward()          # a table made in inference mode could not be used here
+    cos, _ = rope_table(8, 64, 10000.0, torch.device("cpu"))
+    assert model.bfloat16()(ids).dtype == torch.bfloat16 and cos.dtype == torch.float32
+
+
+DENORMAL = """
+import torch
+{}
+x = torch.full((1000,), 1e-30)
+print(int((x * 1e-10).count_nonzero()))
+"""
+
+
+@pytest.mark.parametrize("start, denormals", [
+    ("", 1000), ("torch.set_flush_denormal(True)", 0),
+    ("from minipeft.compare import start_worker; start_worker()", 0),
+    ("from minipeft.__main__ import main\ntry: main(['compare', '--seeds', '0'])\n"
+     "except SystemExit: pass", 0)])
+def test_denormals_are_flushed_where_a_process_starts(start, denormals):
+    if start and not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush denormals")
+    script = DENORMAL.format(start)
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert out.stdout.strip() == str(denormals), out.stderr
