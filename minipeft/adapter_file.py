@@ -29,7 +29,7 @@ HARMLESS = {
     "token_dim", "num_layers", "num_attention_heads", "init_weights",
     "tokenizer_name_or_path", "tokenizer_kwargs",
 }
-# ... and those that do, at any other value than None, an empty one, or this:
+# ... and those that do, at any other value than None, {}, [], or this:
 NOT_IMPLEMENTED = {
     "alpha_pattern": {}, "rank_pattern": {}, "bias": "none", "lora_bias": False, "use_dora": False,
     "use_qalora": False, "use_bdlora": False, "modules_to_save": None, "layers_to_transform": None,
@@ -54,11 +54,14 @@ def load_module_tensors(adapters: AdapterSet, tensors: dict[str, Tensor]) -> Non
 
 
 def write(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
-    """Both files into `folder` (made if need be); NotADirectoryError if it is a file."""
+    """Both files into `folder` (made if need be); NotADirectoryError if it is a file, ValueError
+    for tensors on the meta device."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"an adapter is saved into a folder, but {folder} is a file")
-    folder.mkdir(parents=True, exist_ok=True)
+    if any(t.is_meta for t in tensors.values()):
+        raise ValueError("the adapter is on the meta device: it has shapes, but no numbers to save")
     tensors = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
+    folder.mkdir(parents=True, exist_ok=True)
     config_part, tensors_part = folder / (CONFIG + ".part"), folder / (TENSORS + ".part")
     try:
         config_part.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
@@ -101,7 +104,7 @@ def known_fields(config: dict, fields: set[str], init_fields: set[str], where: P
     ValueError for a key whose meaning we know and do not implement, a warning for an unknown one.
     """
     for key, value in config.items():
-        if key in NOT_IMPLEMENTED and value not in (NOT_IMPLEMENTED[key], None, {}, [], False):
+        if key in NOT_IMPLEMENTED and value not in (NOT_IMPLEMENTED[key], None, {}, []):
             raise ValueError(f"{where}: {key}={value!r} is not implemented here, and without it "
                              f"the adapter would compute something else; load it with HF PEFT")
         if key == "init_lora_weights" and str(value).startswith(CHANGES_THE_BASE):
@@ -124,6 +127,8 @@ def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], where: 
         if tensor.shape != expected[key].shape:
             raise ValueError(f"{where}: {key} must have shape {tuple(expected[key].shape)}, "
                              f"got {tuple(tensor.shape)}; is r, or the model, another one?")
-        if not tensor.is_floating_point() or not tensor.isfinite().all():
-            raise ValueError(f"{where}: {key} must hold finite floating-point numbers, "
-                             f"got {tensor.dtype} with NaN, infinity or integers")
+        if not tensor.is_floating_point():
+            raise ValueError(f"{where}: {key} must hold floating-point numbers, got {tensor.dtype}")
+        if not tensor.double().isfinite().all():
+            raise ValueError(f"{where}: {key} must hold finite numbers, got NaN or infinity; "
+                             f"the training that made it diverged, or the file is damaged")

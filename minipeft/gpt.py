@@ -12,6 +12,7 @@ and Llama-2-7B on the meta device. It helps the adapters with two lines, marked 
 """
 import functools
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -271,31 +272,35 @@ class GPT(nn.Module):
         x = self.model(input_ids, caches)                                  # (B, T, C)
         return self.lm_head(x if logits_at is None else x[logits_at])
 
-    @torch.no_grad()
     def generate(self, input_ids: Tensor, max_new_tokens: int, temperature: float = 0.0,
                  eos_token_id: int | None = None) -> Tensor:
         """(B, T) to (B, T + at most max_new_tokens); greedy at temperature 0, else sampled.
 
         A row that has produced `eos_token_id` is filled up with it; all rows done ends early.
         """
+        new = list(self.stream(input_ids, max_new_tokens, temperature, eos_token_id))
+        return torch.cat([input_ids, *new], dim=1)
+
+    @torch.no_grad()
+    def stream(self, input_ids: Tensor, max_new_tokens: int, temperature: float = 0.0,
+               eos_token_id: int | None = None) -> Iterator[Tensor]:
+        """The new tokens of `generate` as they are made, (B, 1) each."""
         check_token_ids(input_ids, self.config.vocab_size)
         if max_new_tokens < 1 or temperature < 0:
             raise ValueError(f"generate wants max_new_tokens >= 1 and temperature >= 0, "
                              f"got {max_new_tokens} and {temperature}")
         check_length(input_ids.shape[1] + max_new_tokens - 1, self.config)
         caches = [KVCache() for _ in self.model.layers]
-        ids, new = input_ids, input_ids
-        done = torch.zeros(len(ids), 1, dtype=torch.bool, device=ids.device)
+        new, done = input_ids, torch.zeros_like(input_ids[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
             logits = self(new, logits_at=(slice(None), -1), caches=caches)        # (B, V)
             new = sample(logits, temperature)                                     # (B, 1)
             if eos_token_id is not None:
                 new = new.masked_fill(done, eos_token_id)
                 done = done | (new == eos_token_id)
-            ids = torch.cat([ids, new], dim=1)
+            yield new
             if done.all():
                 break
-        return ids
 
 
 def check_length(length: int, config: GPTConfig) -> None:

@@ -6,6 +6,7 @@
     Both are drawn near zero, so that the adapted model starts near the base. g stands between them,
     so no single matrix does what they do: the adapter cannot be merged.
 """
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from .adapter import (Adapter, AdapterSet, TaskType, check_choice, check_count, check_task_type,
                       find_modules)
-from .gpt import MLP, Attention
+from .gpt import require_gpt
 
 NON_LINEARITIES = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
 
@@ -37,8 +38,9 @@ class HoulsbyConfig:
     def __post_init__(self):
         check_count("bottleneck_size", self.bottleneck_size)
         check_choice("non_linearity", self.non_linearity, tuple(NON_LINEARITIES))
+        check_choice("inference_mode", self.inference_mode, (True, False))
         check_task_type(self.task_type)
-        if not self.init_std > 0:
+        if not (isinstance(self.init_std, int | float) and 0 < self.init_std < math.inf):
             raise ValueError(f"init_std must be positive (from 0 nothing trains), "
                              f"got {self.init_std!r}")
 
@@ -67,12 +69,10 @@ class Bottleneck(Adapter):
 
 def houlsby_adapters(model: nn.Module, config: HoulsbyConfig, dtype: torch.dtype) -> AdapterSet:
     """A Bottleneck behind every self_attn and mlp, not yet in place; TypeError if not a GPT."""
+    require_gpt(model, "Houlsby's method")
     layers = find_modules(model, ["self_attn", "mlp"])
-    for path, layer in layers.items():
-        if not isinstance(layer, Attention | MLP):
-            raise TypeError(f"Houlsby adapters stand behind the Attention and MLP of a "
-                            f"minipeft.GPT, but {path!r} is a {type(layer).__name__}")
-    width, where = model.config.hidden_size, dict(device=model.lm_head.weight.device, dtype=dtype)
+    width = model.config.hidden_size
+    where = dict(device=model.model.norm.weight.device, dtype=dtype)
     if config.bottleneck_size > width:
         raise ValueError(f"bottleneck_size must be at most the model's width {width}, "
                          f"got {config.bottleneck_size}")

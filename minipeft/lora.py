@@ -10,7 +10,7 @@ The base layer may be anything with a forward and two widths: an `nn.Linear`, tr
 """
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -29,7 +29,7 @@ class LoraConfig:
     r: int = 8                                       # rank of the update
     lora_alpha: float = 8                            # the update is scaled by lora_alpha / r
     lora_dropout: float = 0.0                        # on the input of A, in training
-    target_modules: Sequence[str] | str | None = None   # names, "all-linear"; None: q_proj, v_proj
+    target_modules: Collection[str] | str | None = None   # or "all-linear"; None: q_proj, v_proj
     use_rslora: bool = False                         # scale by lora_alpha / sqrt(r) instead
     init_lora_weights: str | bool = "gaussian"       # A: N(0, 1 / in); True: U(-1, 1) / sqrt(in)
     task_type: TaskType | str | None = None
@@ -37,15 +37,15 @@ class LoraConfig:
 
     def __post_init__(self):
         check_count("r", self.r)
-        if not 0 < self.lora_alpha < math.inf:
+        if not (isinstance(self.lora_alpha, int | float) and 0 < self.lora_alpha < math.inf):
             raise ValueError(f"lora_alpha must be a positive number, got {self.lora_alpha!r}")
-        if not 0 <= self.lora_dropout < 1:
+        if not (isinstance(self.lora_dropout, int | float) and 0 <= self.lora_dropout < 1):
             raise ValueError(f"lora_dropout must lie in [0, 1), got {self.lora_dropout!r}")
+        check_choice("use_rslora", self.use_rslora, (True, False))
         check_choice("init_lora_weights", self.init_lora_weights, ("gaussian", True))
+        check_choice("inference_mode", self.inference_mode, (True, False))
         check_task_type(self.task_type)
-        if isinstance(self.target_modules, str) and self.target_modules != "all-linear":
-            raise ValueError(f"target_modules must be a list of names or 'all-linear', got the "
-                             f"string {self.target_modules!r}; write [{self.target_modules!r}]")
+        check_targets(self.target_modules)
 
     def file_fields(self, model: nn.Module) -> dict:
         """What HuggingFace PEFT needs to know besides."""
@@ -92,6 +92,18 @@ class LoraLinear(Adapter):
         return merged
 
 
+def check_targets(targets) -> None:
+    """ValueError unless `targets` is None, "all-linear", or a list or set of names."""
+    if targets is None or targets == "all-linear":
+        return
+    if isinstance(targets, str):
+        raise ValueError(f"target_modules must be a list of names or 'all-linear', got the string "
+                         f"{targets!r}; write [{targets!r}] (a name, not a pattern)")
+    if not (isinstance(targets, Collection) and targets
+            and all(isinstance(name, str) for name in targets)):
+        raise ValueError(f"target_modules must be a list of at least one name, got {targets!r}")
+
+
 def is_conv1d(module: nn.Module) -> bool:
     """Whether this is the linear layer of transformers' GPT-2: y = x W + b with W (in, out)."""
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
@@ -107,8 +119,15 @@ def linear_widths(module: nn.Module) -> tuple[int, int] | None:
 
 
 def plain_linear(module: nn.Module) -> nn.Module:
-    """A copy of a linear layer in floating point: its own kind, or nn.Linear for a 4-bit one."""
+    """A copy of a linear layer in floating point: its own kind, or nn.Linear for an NF4Linear.
+
+    TypeError for a layer quantized by somebody else, whose weight we cannot read.
+    """
     if not hasattr(module, "dequantize"):
+        if not module.weight.is_floating_point():
+            raise TypeError(f"cannot merge into a {type(module).__name__}, whose weight is packed "
+                            f"in {module.weight.dtype}; keep the adapter, or quantize with "
+                            f"minipeft.quantize_model")
         return copy.deepcopy(module)
     W = module.dequantize()
     linear = nn.Linear(*W.T.shape, bias=module.bias is not None, device="meta")
@@ -122,14 +141,14 @@ def next_tensor(module: nn.Module) -> Tensor:
     return next(iter([*module.parameters(), *module.buffers()]))
 
 
-def target_layers(model: nn.Module, targets: Sequence[str] | str | None) -> dict[str, nn.Module]:
+def target_layers(model: nn.Module, targets: Collection[str] | str | None) -> dict[str, nn.Module]:
     """The linears to adapt, by path; ValueError for a name unmatched, TypeError if no linear."""
     if targets == "all-linear":
         head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
         return {path: module for path, module in model.named_modules()
                 if linear_widths(module) and module is not head
                 and path.rpartition(".")[2] != "lm_head"}
-    layers = find_modules(model, targets or ["q_proj", "v_proj"])
+    layers = find_modules(model, ["q_proj", "v_proj"] if targets is None else targets)
     for path, module in layers.items():
         if not linear_widths(module):
             raise TypeError(f"LoRA adapts linear layers, but target {path!r} is a "

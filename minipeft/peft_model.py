@@ -22,6 +22,7 @@ from .adapter import replace_modules
 from .adapter_file import load_module_tensors, module_tensors
 from .houlsby import HoulsbyConfig, houlsby_adapters
 from .lora import LoraConfig, lora_adapters
+from .nf4 import NF4Linear
 from .prefix import PrefixTuningConfig, load_prefix_tensors, prefix_adapters, prefix_tensors
 from .prompt import PromptTuningConfig, load_prompt_tensors, prompt_adapters, prompt_tensors
 
@@ -32,7 +33,7 @@ class Method:
     adapters: Callable        # (model, config, dtype) -> AdapterSet; validates, changes nothing
     tensors: Callable = module_tensors              # AdapterSet -> what its file holds
     load_tensors: Callable = load_module_tensors    # (AdapterSet, what its file holds)
-    init_fields: frozenset[str] = frozenset()       # how it starts: no matter once it is loaded
+    init_fields: frozenset[str] = frozenset()       # how it was made: not what its file is about
 
 
 METHODS = {method.config.peft_type: method for method in (
@@ -40,7 +41,7 @@ METHODS = {method.config.peft_type: method for method in (
     Method(PromptTuningConfig, prompt_adapters, prompt_tensors, load_prompt_tensors,
            frozenset({"prompt_tuning_init", "prompt_tuning_init_text", "tokenizer"})),
     Method(PrefixTuningConfig, prefix_adapters, prefix_tensors, load_prefix_tensors,
-           frozenset({"prefix_init"})),
+           frozenset({"prefix_init", "prefix_projection", "encoder_hidden_size"})),
     Method(HoulsbyConfig, houlsby_adapters, init_fields=frozenset({"init_std"})),
 )}
 
@@ -61,6 +62,8 @@ class PeftModel(nn.Module):
     def __init__(self, model: nn.Module, config, adapter_name: str = "default",
                  adapter_dtype: torch.dtype = torch.float32,
                  tensors: dict[str, Tensor] | None = None, where: Path | None = None):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"a model must be an nn.Module, got {type(model)}")
         if any(isinstance(module, Adapter | PeftModel) for module in model.modules()):
             raise ValueError("the model carries adapters already; use add_adapter on its "
                              "PeftModel, or unload() it first")
@@ -68,6 +71,7 @@ class PeftModel(nn.Module):
         adapters = build(model, config, adapter_dtype, tensors, where)
         super().__init__()
         self.base_model = model
+        self.training = model.training
         self.adapter_dtype = adapter_dtype
         self.peft_config = {adapter_name: config}
         self.adapter_sets = {adapter_name: adapters}
@@ -96,6 +100,7 @@ class PeftModel(nn.Module):
         self.active_adapter = name
         self.waiting = nn.ModuleList(adapter for other, adapters in self.adapter_sets.items()
                                      for adapter in adapters.values() if other != name)
+        self.waiting.train(self.training)
         for other, adapters in self.adapter_sets.items():
             for adapter in adapters.values():
                 for parameter in adapter.own_state().values():
@@ -157,8 +162,12 @@ class PeftModel(nn.Module):
     def merge_and_unload(self) -> nn.Module:
         """The base model with the active adapters merged into plain layers.
 
-        TypeError, with everything as it was, for a method that cannot be merged.
+        TypeError, with everything as it was, for a method that cannot be merged; ValueError if
+        no adapter is active.
         """
+        if self.active_adapter is None:
+            raise ValueError("there is no active adapter to merge: it is disabled, or unloaded; "
+                             "set_adapter puts one in place")
         adapters = self.adapter_sets[self.active_adapter]
         merged = {path: adapter.merge() for path, adapter in adapters.items()}
         self._activate(None)
@@ -171,7 +180,7 @@ class PeftModel(nn.Module):
         """(trainable, all); a 4-bit layer counts the weights it stands for, as in HF PEFT."""
         parameters = list(self.parameters())
         packed = sum(m.in_features * m.out_features for m in self.modules()
-                     if hasattr(m, "dequantize"))
+                     if isinstance(m, NF4Linear))
         return (sum(p.numel() for p in parameters if p.requires_grad),
                 sum(p.numel() for p in parameters) + packed)
 
@@ -186,12 +195,14 @@ class PeftModel(nn.Module):
         """Write every set: "default" into `save_directory`, others into folders of their names."""
         for name, adapters in self.adapter_sets.items():
             folder = Path(save_directory) / ("" if name == "default" else name)
-            config = self.peft_config[name]
-            tensors = METHODS[config.peft_type].tensors(adapters)
-            adapter_file.write(folder, self._config_entries(config, adapters), tensors)
+            method = METHODS[self.peft_config[name].peft_type]
+            with self.disable_adapter():
+                config = self._config_entries(method, self.peft_config[name], adapters)
+            adapter_file.write(folder, config, method.tensors(adapters))
 
-    def _config_entries(self, config, adapters: AdapterSet) -> dict:
-        entries = {f.name: getattr(config, f.name) for f in fields(config) if f.name != "tokenizer"}
+    def _config_entries(self, method: Method, config, adapters: AdapterSet) -> dict:
+        entries = {f.name: getattr(config, f.name) for f in fields(config)
+                   if f.name not in method.init_fields}
         entries |= config.file_fields(self.base_model)
         entries |= dict(peft_type=config.peft_type, inference_mode=True,
                         base_model_name_or_path=None)
@@ -205,13 +216,15 @@ class PeftModel(nn.Module):
     def from_pretrained(cls, model: nn.Module, model_id: str | Path, adapter_name: str = "default",
                         is_trainable: bool = False,
                         adapter_dtype: torch.dtype = torch.float32) -> "PeftModel":
-        """`model` with the adapter of folder `model_id` in place.
+        """`model` with the adapter of folder `model_id` in place; in evaluation mode, as in HF
+        PEFT, unless `is_trainable`.
 
         FileNotFoundError, NotADirectoryError or ValueError, with the model as it was, if the files
         are missing, damaged, for another model, or mean something that is not implemented here.
         """
         config, tensors = read_adapter(Path(model_id), is_trainable)
-        return cls(model, config, adapter_name, adapter_dtype, tensors, Path(model_id))
+        peft_model = cls(model, config, adapter_name, adapter_dtype, tensors, Path(model_id))
+        return peft_model if is_trainable else peft_model.eval()
 
     def load_adapter(self, model_id: str | Path, adapter_name: str,
                      is_trainable: bool = False) -> None:
@@ -232,7 +245,10 @@ def build(model: nn.Module, config, dtype: torch.dtype, tensors: dict[str, Tenso
     if type(config) not in [method.config for method in METHODS.values()]:
         raise TypeError(f"a config must be one of "
                         f"{', '.join(method.config.__name__ for method in METHODS.values())}, "
-                        f"got {type(config).__name__}")
+                        f"got {type(config)}")
+    if not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+        raise TypeError(f"adapter_dtype must be a floating-point dtype such as torch.float32, "
+                        f"got {dtype!r}")
     method = METHODS[config.peft_type]
     adapters = method.adapters(model, config, dtype)
     if tensors is not None:
@@ -245,7 +261,7 @@ def read_adapter(folder: Path, is_trainable: bool):
     """(config, tensors) of a saved adapter; ValueError for what we cannot load faithfully."""
     entries, tensors = adapter_file.read(folder)
     where = folder / adapter_file.CONFIG
-    if entries.get("peft_type") not in METHODS:
+    if entries.get("peft_type") not in list(METHODS):     # a list: the file may hold anything
         raise ValueError(f"{where}: peft_type must be one of {', '.join(METHODS)}, "
                          f"got {entries.get('peft_type')!r}")
     method = METHODS[entries["peft_type"]]
@@ -253,6 +269,6 @@ def read_adapter(folder: Path, is_trainable: bool):
     known = adapter_file.known_fields(entries, names, method.init_fields, where)
     try:
         config = method.config(**known)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error
     return replace(config, inference_mode=not is_trainable), tensors

@@ -28,7 +28,7 @@ class PrefixTuningConfig:
     encoder_hidden_size: int | None = None   # its hidden width; None: the model's width C
     prefix_init: str = "RANDOM"              # N(0, 1); SAMPLE_VOCAB: keys and values of real tokens
     task_type: TaskType | str | None = None
-    inference_mode: bool = False             # the prefix as such: an MLP is folded away
+    inference_mode: bool = False
 
     def file_fields(self, model: GPT) -> dict:
         """What HuggingFace PEFT needs to know besides; its token_dim is d_kv."""
@@ -39,8 +39,11 @@ class PrefixTuningConfig:
 
     def __post_init__(self):
         check_count("num_virtual_tokens", self.num_virtual_tokens)
-        check_count("encoder_hidden_size", self.encoder_hidden_size or 1)
+        if self.encoder_hidden_size is not None:
+            check_count("encoder_hidden_size", self.encoder_hidden_size)
+        check_choice("prefix_projection", self.prefix_projection, (True, False))
         check_choice("prefix_init", self.prefix_init, ("RANDOM", "SAMPLE_VOCAB"))
+        check_choice("inference_mode", self.inference_mode, (True, False))
         check_task_type(self.task_type)
         if self.prefix_projection and self.prefix_init != "RANDOM":
             raise ValueError("prefix_init='SAMPLE_VOCAB' sets the prefix itself, which "
@@ -102,7 +105,7 @@ class PrefixAttention(Adapter):
 def keys_and_values_of_tokens(model: GPT, P: int) -> list[Tensor]:
     """What P random tokens leave in the cache of each layer: L tensors (P, 2 d_kv)."""
     caches = [KVCache() for _ in model.model.layers]
-    ids = sample_token_ids(P, model.config.vocab_size).to(model.lm_head.weight.device)
+    ids = sample_token_ids(P, model.config.vocab_size).to(model.model.norm.weight.device)
     model.model(ids[None], caches)
     return [torch.cat([kv[0].transpose(0, 1).flatten(1) for kv in (cache.k, cache.v)], dim=1)
             for cache in caches]
@@ -112,12 +115,12 @@ def initial_prefixes(model: GPT, config: PrefixTuningConfig, dtype: torch.dtype)
     """One module a layer that gives its (P, 2 d_kv)."""
     P, sizes = config.num_virtual_tokens, model.config
     d_kv, L = sizes.kv_heads * sizes.head_dim, sizes.num_hidden_layers
-    where = dict(device=model.lm_head.weight.device, dtype=dtype)
-    if config.prefix_projection and not config.inference_mode:
+    where = dict(device=model.model.norm.weight.device, dtype=dtype)
+    if config.prefix_projection:
         trunk = PrefixTrunk(P, sizes.hidden_size,
                             config.encoder_hidden_size or sizes.hidden_size, **where)
         return [ProjectedPrefix(trunk, d_kv, **where) for _ in range(L)]
-    if config.prefix_init == "SAMPLE_VOCAB" and not model.lm_head.weight.is_meta:
+    if config.prefix_init == "SAMPLE_VOCAB" and where["device"].type != "meta":
         return [Prefix(kv.to(dtype)) for kv in keys_and_values_of_tokens(model, P)]
     return [Prefix(torch.randn(P, 2 * d_kv, **where)) for _ in range(L)]
 
@@ -137,7 +140,7 @@ def prefix_tensors(adapters: AdapterSet) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def load_prefix_tensors(adapters: AdapterSet, tensors: dict[str, Tensor]) -> None:
-    """Undo prefix_tensors; a prefix that comes from a file has no MLP (inference_mode)."""
+    """Undo prefix_tensors; what a file holds is the prefix itself, without the MLP that made it."""
     parts = tensors["prompt_embeddings"].chunk(len(adapters), dim=1)
     for adapter, part in zip(adapters.values(), parts):
         adapter.prefix.weight.copy_(part)

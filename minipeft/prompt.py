@@ -38,6 +38,7 @@ class PromptTuningConfig:
         check_count("num_virtual_tokens", self.num_virtual_tokens)
         check_choice("prompt_tuning_init", self.prompt_tuning_init,
                      ("RANDOM", "SAMPLE_VOCAB", "TEXT"))
+        check_choice("inference_mode", self.inference_mode, (True, False))
         check_task_type(self.task_type)
         text = self.prompt_tuning_init_text and self.tokenizer
         if self.prompt_tuning_init == "TEXT" and not text:

@@ -16,7 +16,7 @@ ORDER = [
     ["lora"], ["prompt"], ["prefix"], ["houlsby"], ["adapter_file"],
     ["peft_model"], ["train", "measure"],
     ["pretrain", "smollm2", "tool_calls"], ["bench_nf4", "bench_step"], ["finetune"], ["compare"],
-    ["summary", "plot"],
+    ["summary", "plot", "notebook"],
     ["cli"], ["__main__"],
 ]
 SAME_FLOOR = [{"lora", "prompt", "prefix", "houlsby", "adapter_file"}]     # rows that are one floor
@@ -65,7 +65,7 @@ def test_below_the_command_line_nothing_prints_or_parses_arguments(path):
     tree = ast.parse(path.read_text(encoding="utf-8"))
     calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)
              and getattr(node.func, "id", "") == "print"]
-    if module_of(path) in ("cli", "__main__"):
+    if module_of(path) in ("cli", "__main__", "notebook"):
         return
     assert "argparse" not in imports(path)
     assert len(calls) == (1 if path.name == "peft_model.py" else 0)   # print_trainable_parameters

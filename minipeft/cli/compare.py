@@ -1,0 +1,122 @@
+"""`minipeft compare`: every method, measured beside claimed."""
+import math
+import os
+import statistics
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .. import compare, plot, summary, world
+from . import UsageError
+
+HELP = "train every method on the tiny GPT; print what each is claimed and measured to cost"
+EXAMPLE = "python -m minipeft compare --methods full lora --tasks elicit --seeds 1"
+
+
+def arguments(parser) -> None:
+    parser.add_argument("--methods", nargs="+", default=list(compare.ARMS), metavar="METHOD",
+                        help=f"of {', '.join(compare.ARMS)} (default: all; full always runs)")
+    parser.add_argument("--tasks", nargs="+", default=list(compare.STEPS), metavar="TASK",
+                        help=f"of {', '.join(compare.STEPS)} (default: all)")
+    parser.add_argument("--seeds", type=int, default=3, help="runs a method and task (default: 3)")
+    parser.add_argument("--out", type=Path, default=Path("results"),
+                        help="folder for compare.json, the pictures and finished runs "
+                             "(default: results)")
+    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8),
+                        help="processes of one thread each (default: the number of cores)")
+    parser.add_argument("--quick", action="store_true", help="one seed, in under a minute")
+    parser.add_argument("--sweep", action="store_true",
+                        help="find the learning rates again and store them in data/ (long)")
+
+
+def run(args) -> None:
+    check(args)
+    start = time.perf_counter()
+    progress = partial(tqdm, file=sys.stderr, dynamic_ncols=True)
+    methods = [arm for arm in compare.ARMS if arm in {"full", *args.methods}]
+    seeds = 1 if args.quick else args.seeds
+    try:
+        if args.sweep:
+            found = compare.sweep(methods, args.tasks, seeds, args.out / "runs", args.workers,
+                                  progress)
+            compare.write_json(compare.LEARNING_RATES, found)
+            print(sweep_report(found))
+            return
+        results = compare.compare(methods, args.tasks, seeds, args.out, args.workers,
+                                  10 if args.quick else 25, progress)
+    except KeyboardInterrupt:
+        kept = len(list((args.out / "runs").glob("*.json")))
+        print(f"\n{kept} finished runs are kept in {args.out / 'runs'}; the same command goes on "
+              f"from there", file=sys.stderr)
+        raise
+    pictures = plot.compare_pictures(results, args.out)
+    print(report(results))
+    print("\nwritten:", ", ".join(str(p) for p in [args.out / "compare.json", *pictures]))
+    print(f"in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+
+def check(args) -> None:
+    for kind, known, given in (("method", compare.ARMS, args.methods),
+                               ("task", compare.STEPS, args.tasks)):
+        for name in given:
+            if name not in known:
+                raise UsageError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
+    if args.seeds < 1 or args.workers < 1:
+        raise UsageError(f"--seeds and --workers must be at least 1, got {args.seeds} and "
+                         f"{args.workers}")
+    if args.out.exists() and not args.out.is_dir():
+        raise UsageError(f"--out must be a folder, but {args.out} is a file")
+
+
+def sweep_report(found: dict) -> str:
+    """Mean loss and exact match of every rate; the chosen one is marked."""
+    lines = []
+    for task, chosen in found["chosen"].items():
+        for arm, best in chosen.items():
+            for lr in compare.ARMS[arm].grid:
+                runs = [r for r in found["runs"]
+                        if (r["arm"], r["task"], r["lr"]) == (arm, task, lr)]
+                loss = statistics.mean(math.inf if r["loss"] is None else r["loss"] for r in runs)
+                score = statistics.mean(r["exact_match"] for r in runs)
+                lines.append([task, arm, f"{lr:g}", f"{loss:.4f}", f"{100 * score:.1f} %",
+                              "chosen" if lr == best else ""])
+    header = ["task", "method", "learning rate", "loss", "exact match", ""]
+    return summary.layout(header, lines) + f"\n\nwritten: {compare.LEARNING_RATES}"
+
+
+def report(results: dict) -> str:
+    rows = "\n".join(f"    {column}: {unit}" for column, unit in summary.UNITS.items())
+    floors = "\n".join(f"    {task}, {text}: {value:.3f} nats" for task in results["tasks"]
+                       for text, value in results["floors"][task].items())
+    size, seeds = results["costs"]["full"]["trainable"], results["seeds"]
+    preset = next(iter(results["full_size"].values()))["preset"]
+    return f"""
+Claimed | measured, on a GPT of {size:,} parameters, {seeds} seed{'s' * (seeds > 1)}
+
+{summary.summary_table(results)}
+
+{rows}
+
+{disagreements(results)}
+
+What each method costs (batch {results['batch']}, one thread; forgetting: nats per token, on
+documents of pretraining, after {results['tasks'][-1]})
+
+{summary.cost_table(results)}
+
+Reference losses that can be computed
+{floors}
+
+The same configurations on {preset}, exact
+
+{summary.full_size_table(results)}"""
+
+
+def disagreements(results: dict) -> str:
+    sentences = summary.disagreements(results)
+    if not sentences:
+        return "Every claim agrees with its measurement."
+    return "≠  " + "\n≠  ".join(sentences)

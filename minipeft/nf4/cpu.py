@@ -1,0 +1,243 @@
+"""The reference's functions as machine code, compiled from this Python by Numba.
+
+    quantize      absmax of a block, then a binary search among 15 thresholds held in registers
+    dequantize    one byte -> two weights by one look-up in 256 pairs, times absmax
+    gemv          the same look-up, multiplied into x at once: W is never built
+
+Weights go in and out as their bits, and the integer type says what they are: int32 float32,
+uint16 bfloat16, int16 float16 (Numba has neither of the last two). Blocks are shared out among
+torch.get_num_threads() threads. The first call compiles (seconds, `python -m minipeft bench nf4`
+says how many); later processes load the result from __pycache__.
+"""
+from threading import Thread
+
+import numpy as np
+import torch
+from numba import njit, types
+from numba.extending import overload
+from torch import Tensor
+
+from .reference import LARGEST_INVERSE, SMALLEST_ABSMAX, midpoints, to_blocks
+
+BITS = {torch.float32: torch.int32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
+HALF_VALUES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
+SMALLEST, LARGEST = np.float32(SMALLEST_ABSMAX), np.float32(LARGEST_INVERSE)
+NOTHING = np.empty(0, np.float32)
+WEIGHTS_A_THREAD = 2**18        # starting a thread takes the time of about 2^16 weights
+KERNEL = dict(nogil=True, cache=True, error_model="numpy")      # numpy: 1 / 0 does not raise
+
+
+def why_not(device: torch.device) -> str | None:
+    """Why this backend cannot run on the device, or None."""
+    return None if device.type == "cpu" else "it reads and writes the CPU's memory"
+
+
+def quantize(flat: Tensor, blocksize: int, code: Tensor) -> tuple[Tensor, Tensor]:
+    """(n,) float32, bfloat16 or float16 -> packed (ceil(n/2), 1) uint8, absmax (N,) float32."""
+    blocks = to_blocks(flat, blocksize)                                     # (N, blocksize)
+    packed = torch.empty(blocks.shape[0], blocksize // 2, dtype=torch.uint8)
+    absmax = torch.empty(blocks.shape[0])
+    share_out(quantize_blocks, *blocks.shape,
+              bits_of(blocks), midpoints(code).numpy(), packed.numpy(), absmax.numpy())
+    return packed.view(-1, 1)[:-(-flat.numel() // 2)], absmax
+
+
+def dequantize(packed: Tensor, state, out: Tensor) -> None:
+    """Write code[q] * absmax, a float32 product rounded to out's dtype, into `out` (n,)."""
+    n_missing = -out.numel() % state.blocksize
+    whole = to_blocks(out, state.blocksize)         # out itself, or a copy if its last block is short
+    codes = torch.nn.functional.pad(packed.view(-1), (0, n_missing // 2))
+    share_out(dequantize_blocks, *whole.shape, codes.view(whole.shape[0], -1).numpy(),
+              pairs(state.code), *scales(state), bits_of(whole))
+    if n_missing:
+        out.copy_(whole.view(-1)[:out.numel()])
+
+
+def gemv(packed: Tensor, state, x: Tensor) -> Tensor:
+    """y = W x: (in,) -> (out,), summed in float32."""
+    n_out, n_in = state.shape
+    y = torch.empty(n_out)
+    halves = x.float().view(-1, 2).T.contiguous()                           # (2, in / 2)
+    codes = packed.view(n_out, n_in // state.blocksize, state.blocksize // 2)
+    share_out(gemv_rows, n_out, n_in, codes.numpy(), pairs(state.code), *scales(state),
+              halves.numpy(), y.numpy())
+    return y.to(x.dtype)
+
+
+def share_out(kernel, n_parts: int, weights_a_part: int, *arrays) -> None:
+    """kernel(first, last, *arrays) over the ranges of parts that this and other threads take.
+
+    Threads of our own, not numba's parallel=True: its OpenMP pool spins beside torch's, and where
+    OMP_NUM_THREADS=1 a call then took 12 ms instead of 30 us.
+    """
+    n_threads = min(torch.get_num_threads(), n_parts * weights_a_part // WEIGHTS_A_THREAD) or 1
+    edges = [n_parts * i // n_threads for i in range(n_threads + 1)]
+    threads = [Thread(target=kernel, args=(*ends, *arrays)) for ends in zip(edges[1:], edges[2:])]
+    for thread in threads:
+        thread.start()
+    kernel(0, edges[1], *arrays)
+    for thread in threads:
+        thread.join()
+
+
+def bits_of(tensor: Tensor) -> np.ndarray:
+    """The tensor's memory as integers."""
+    return tensor.view(BITS[tensor.dtype]).numpy()
+
+
+def pairs(code: Tensor) -> np.ndarray:
+    """The two values that each byte stands for, first the high half's. (256, 2)"""
+    return torch.cartesian_prod(code, code).numpy()
+
+
+def scales(state) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]:
+    """What scale_of needs: absmax, then code, absmax and offset of the double quantization."""
+    if state.state2 is None:
+        return state.absmax.numpy(), NOTHING, NOTHING, np.float32(0)
+    return (state.absmax.numpy(), state.state2.code.numpy(), state.state2.absmax.numpy(),
+            np.float32(state.offset.item()))
+
+
+@njit(**KERNEL)
+def quantize_blocks(first, last, blocks, thresholds, packed, absmax):
+    """blocks (N, blocksize) bits -> packed (N, blocksize / 2), absmax (N,)."""
+    for b in range(first, last):
+        block, codes = blocks[b], packed[b]
+        largest = np.int32(0)       # positive floats are ordered as their bits, NaN above infinity
+        for i in range(block.size):
+            largest = max(largest, magnitude_bits(block[i]))
+        absmax[b] = as_float(largest)
+        inverse = np.float32(1) / absmax[b] if absmax[b] > SMALLEST else LARGEST
+        for i in range(codes.size):
+            high = search(widen(block[2 * i]) * inverse, thresholds)
+            low = search(widen(block[2 * i + 1]) * inverse, thresholds)
+            codes[i] = high << 4 | low
+
+
+@njit(cache=True)
+def search(x, t):
+    """How many of the 15 thresholds are below x: halve the candidates without a branch.
+
+    Each `if` picks between registers, so 8 or 16 weights are searched at once (SIMD).
+    """
+    a = x > t[7]
+    if a:
+        t0, t1, t2, t3, t4, t5, t6 = t[8], t[9], t[10], t[11], t[12], t[13], t[14]
+    else:
+        t0, t1, t2, t3, t4, t5, t6 = t[0], t[1], t[2], t[3], t[4], t[5], t[6]
+    b = x > t3
+    if b:
+        t0, t1, t2 = t4, t5, t6
+    c = x > t1
+    d = x > (t2 if c else t0)
+    return np.int32(8 * np.int32(a) + 4 * np.int32(b) + 2 * np.int32(c) + np.int32(d))
+
+
+@njit(**KERNEL)
+def dequantize_blocks(first, last, codes, pairs, absmax, code2, absmax2, offset, out):
+    """codes (N, blocksize / 2) -> out (N, blocksize) bits."""
+    for b in range(first, last):
+        block, weights = codes[b], out[b]
+        scale = scale_of(b, absmax, code2, absmax2, offset)
+        for i in range(block.size):
+            weights[2 * i] = narrow(pairs[block[i], 0] * scale, weights)
+            weights[2 * i + 1] = narrow(pairs[block[i], 1] * scale, weights)
+
+
+@njit(**KERNEL)
+def gemv_rows(first, last, codes, pairs, absmax, code2, absmax2, offset, x, y):
+    """codes (out, blocks, blocksize / 2), x (2, blocks * blocksize / 2) -> y (out,)."""
+    for row in range(first, last):
+        half = codes.shape[2]
+        total = np.float32(0)
+        for b in range(codes.shape[1]):
+            scale = scale_of(row * codes.shape[1] + b, absmax, code2, absmax2, offset)
+            even, odd = x[0, b * half:(b + 1) * half], x[1, b * half:(b + 1) * half]
+            total += scale * block_dot(codes[row, b], pairs, even, odd)
+        y[row] = total
+
+
+@njit(cache=True, fastmath={"reassoc", "contract"})     # lets SIMD sum in an order of its own
+def block_dot(codes, pairs, even, odd):
+    """sum_i code[high_i] x_2i + code[low_i] x_2i+1 over one block."""
+    total = np.float32(0)
+    for i in range(codes.size):
+        total += pairs[codes[i], 0] * even[i] + pairs[codes[i], 1] * odd[i]
+    return total
+
+
+@njit(cache=True)
+def as_float(bits):
+    """The float32 with these bits."""
+    return np.int32(bits).view(np.float32)
+
+
+@njit(cache=True)
+def as_bits(value):
+    """The bits of a float32."""
+    return np.float32(value).view(np.int32)
+
+
+@njit(cache=True)
+def magnitude_bits(bits):
+    """The bits of |w| as float32."""
+    return np.int32(as_bits(widen(bits)) & 0x7FFFFFFF)
+
+
+@njit(cache=True)
+def to_bfloat16(value):
+    """float32 -> the bits of bfloat16, its upper half, rounded to nearest, ties to even."""
+    bits = np.uint32(as_bits(value))
+    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+                     >> np.uint32(16))
+
+
+@njit(cache=True)
+def to_float16(value):
+    """float32 -> the bits of float16, rounded to nearest, ties to even."""
+    bits = as_bits(value)
+    magnitude = np.int32(bits & 0x7FFFFFFF)
+    if magnitude >= 0x477FF000:                 # 65520, halfway beyond the largest: infinity
+        half = np.int32(0x7C00)
+    elif magnitude < 0x38800000:                # 2^-14: adding 0.5 leaves steps of 2^-24, rounded
+        half = np.int32(as_bits(as_float(magnitude) + np.float32(0.5)) - 0x3F000000)
+    else:                                       # drop 13 bits and lower the exponent's bias by 112
+        half = np.int32((magnitude - 0x38000000 + 0xFFF + ((magnitude >> 13) & 1)) >> 13)
+    return np.int16(half | ((bits >> 16) & 0x8000))
+
+
+def widen(bits):
+    """The weight with these bits, as float32. Numba picks the overload below by type."""
+
+
+@overload(widen)
+def widen_overload(bits):
+    if bits == types.int32:
+        return lambda bits: as_float(bits)
+    if bits == types.uint16:
+        return lambda bits: as_float(np.int32(bits) << 16)
+    return lambda bits: HALF_VALUES[bits & 0xFFFF]
+
+
+def narrow(value, like):
+    """The bits of a float32 in the format of the array `like`."""
+
+
+@overload(narrow)
+def narrow_overload(value, like):
+    if like.dtype == types.int32:
+        return lambda value, like: as_bits(value)
+    if like.dtype == types.uint16:
+        return lambda value, like: to_bfloat16(value)
+    return lambda value, like: to_float16(value)
+
+
+def scale_of(b, absmax, code2, absmax2, offset):
+    """The absmax of block b, double quantization undone where absmax is in 8 bits."""
+
+
+@overload(scale_of)
+def scale_of_overload(b, absmax, code2, absmax2, offset):
+    if absmax.dtype == types.float32:
+        return lambda b, absmax, code2, absmax2, offset: absmax[b]
+    return lambda b, absmax, code2, absmax2, offset: (code2[absmax[b]] * absmax2[b >> 8] + offset)

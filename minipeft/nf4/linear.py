@@ -1,0 +1,207 @@
+"""y = x W^T + b with W kept in 4 bits and frozen: the base of QLoRA (Dettmers et al. 2023, eq. 5)."""
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..adapter import Adapter, replace_modules
+from .dispatch import check_blocksize, check_weight, dequantize_nf4, gemv, quantize_nf4
+from .reference import CODES, DYNAMIC_CODE, STATE2_BLOCKSIZE
+from .state import DTYPES, QuantState
+
+
+def dequantize_as(packed: Tensor, state: QuantState, dtype: torch.dtype) -> Tensor:
+    """W in any float dtype: what is not a dtype of weights is rounded from float32."""
+    return dequantize_nf4(packed, state, dtype if dtype in DTYPES else torch.float32).to(dtype)
+
+
+class FrozenNF4(torch.autograd.Function):
+    """y = x W^T + b, grad_x = grad_y W. Forward and backward each rebuild W from the codes."""
+
+    @staticmethod
+    def forward(ctx, x, bias, packed, state):
+        ctx.save_for_backward(packed)       # codes, not W: W would take 4 to 8 times the bytes
+        ctx.state = state
+        return F.linear(x, dequantize_as(packed, state, x.dtype), bias)
+
+    @staticmethod
+    def backward(ctx, grad_y):
+        packed, = ctx.saved_tensors
+        grad_x = grad_bias = None
+        if ctx.needs_input_grad[0]:
+            grad_x = grad_y @ dequantize_as(packed, ctx.state, grad_y.dtype)
+        if ctx.needs_input_grad[1]:
+            grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(dim=0)
+        return grad_x, grad_bias, None, None
+
+
+class NF4Linear(nn.Module):
+    """nn.Linear whose frozen weight (out, in) is n 4-bit codes in N blocks.
+
+    packed (ceil(n/2), 1), absmax (N,) float32; with double quantization absmax (N,) uint8,
+    absmax2 (ceil(N/256),) and offset () float32: 0.5625 and 0.51587 bytes a weight at blocksize 64.
+    Float32 buffers are kept as their bytes (uint8): `.to(bfloat16)` casts float buffers, and an
+    absmax of 8 significant bits would spoil every weight. Inputs may have any float dtype.
+    """
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, blocksize: int = 64,
+                 double_quant: bool = True, quant_type: str = "nf4",
+                 weight_dtype: torch.dtype = torch.float32, device=None):
+        super().__init__()
+        check_blocksize(blocksize)
+        if quant_type not in CODES:
+            raise ValueError(f"quant_type must be one of {sorted(CODES)}, got {quant_type!r}")
+        self.in_features, self.out_features = in_features, out_features
+        self.blocksize, self.double_quant, self.quant_type = blocksize, double_quant, quant_type
+        self.weight_dtype = weight_dtype
+        for name, shape in self.buffer_shapes().items():
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.uint8, device=device))
+        self.bias = None
+        if bias:
+            zeros = torch.zeros(out_features, dtype=weight_dtype, device=device)
+            self.bias = nn.Parameter(zeros, requires_grad=False)
+
+    def buffer_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Bytes of each buffer; a float32 takes four."""
+        n = self.in_features * self.out_features
+        n_blocks = -(-n // self.blocksize)
+        packed = {"packed": (-(-n // 2), 1)}
+        if not self.double_quant:
+            return packed | {"absmax": (4 * n_blocks,)}
+        return packed | {"absmax": (n_blocks,), "absmax2": (4 * -(-n_blocks // STATE2_BLOCKSIZE),),
+                         "offset": (4,)}
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, blocksize: int = 64, double_quant: bool = True,
+                    quant_type: str = "nf4") -> "NF4Linear":
+        """The Linear with its weight quantized; on the meta device, its shapes and byte counts.
+
+        Raises what quantize_nf4 raises.
+        """
+        weight, bias = linear.weight, linear.bias
+        layer = cls(linear.in_features, linear.out_features, bias is not None, blocksize,
+                    double_quant, quant_type, weight.dtype, weight.device)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+        if not weight.is_meta:
+            packed, state = quantize_nf4(weight, blocksize, double_quant, CODES[quant_type])
+            layer.fill(packed, state)
+        return layer.train(linear.training)
+
+    def fill(self, packed: Tensor, state: QuantState) -> None:
+        """Take over these codes and statistics."""
+        self.packed = packed
+        self.absmax = state.absmax.view(torch.uint8)
+        if self.double_quant:
+            self.absmax2 = state.state2.absmax.view(torch.uint8)
+            self.offset = state.offset.view(1).view(torch.uint8)
+
+    @property
+    def quant_state(self) -> QuantState:
+        """What dequantize_nf4 needs beside `packed`; it shares the buffers' memory."""
+        device, shape = self.packed.device, torch.Size((self.out_features, self.in_features))
+        code = CODES[self.quant_type].to(device)
+        if not self.double_quant:
+            return QuantState(self.absmax.view(torch.float32), shape, code, self.blocksize,
+                              self.quant_type, self.weight_dtype)
+        state2 = QuantState(self.absmax2.view(torch.float32), None, DYNAMIC_CODE.to(device),
+                            STATE2_BLOCKSIZE, None, torch.float32)
+        return QuantState(self.absmax, shape, code, self.blocksize, self.quant_type,
+                          self.weight_dtype, self.offset.view(torch.float32)[0], state2)
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """W (out, in) as the model computes with it; dtype None: that of the original weight."""
+        return dequantize_as(self.packed, self.quant_state, dtype or self.weight_dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (..., in) -> (..., out) in x's dtype."""
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        if self.is_one_row(x):          # no gradient, so W is never built: 4-bit is faster here
+            y = gemv(self.packed, self.quant_state, x.flatten()).view(*x.shape[:-1], -1)
+            return y if bias is None else y + bias
+        return FrozenNF4.apply(x, bias, self.packed, self.quant_state)
+
+    def is_one_row(self, x: Tensor) -> bool:
+        """Whether gemv can do it: one row without gradients, and rows that are whole blocks."""
+        return (x.shape[-1:].numel() == x.numel() == self.in_features and x.dtype in DTYPES
+                and self.in_features % self.blocksize == 0
+                and not (torch.is_grad_enabled() and x.requires_grad))
+
+    def extra_repr(self) -> str:
+        """As nn.Linear's, with what was quantized how."""
+        return (f"in_features={self.in_features}, out_features={self.out_features}, "
+                f"bias={self.bias is not None}, blocksize={self.blocksize}, "
+                f"double_quant={self.double_quant}, quant_type={self.quant_type!r}")
+
+
+def quantize_model(model: nn.Module, blocksize: int = 64, double_quant: bool = True,
+                   skip: Iterable[str] = ("lm_head",)) -> nn.Module:
+    """Replace every nn.Linear by its NF4Linear, in place; returns the model.
+
+    skip: names matched on whole dotted suffixes, "up_proj" or "mlp.up_proj"; the default keeps the
+    output head, as transformers does. Layers go one at a time, so that a large model is never in
+    memory twice; all of them are checked before the first. Raises TypeError or ValueError that
+    names the layer, and then the model is as it was.
+    """
+    check_blocksize(blocksize)
+    linears = find_linears(model, skip)
+    for paths, linear in linears:
+        check_quantizable(paths[0], linear.weight)
+    while linears:
+        paths, linear = linears.pop(0)      # our reference to the old weight ends with this round
+        layer = NF4Linear.from_linear(linear, blocksize, double_quant)
+        replace_modules(model, {path: layer for path in paths})
+    return model
+
+
+def find_linears(model: nn.Module, skip: Iterable[str]) -> list[tuple[list[str], nn.Linear]]:
+    """Every nn.Linear that is not skipped, with all the paths at which it stands."""
+    if isinstance(skip, str):
+        raise TypeError(f"skip must be a list or tuple of names, got the string {skip!r}; "
+                        f"write skip=({skip!r},)")
+    if any(isinstance(module, Adapter) for module in model.modules()):
+        raise ValueError("the model has adapters in it, whose own weights would be quantized too; "
+                         "call quantize_model first, then get_peft_model")
+    skip, paths, linears = tuple(skip), {}, {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        if type(module) is nn.Linear:       # a subclass may do something else with its weight
+            paths.setdefault(module, []).append(path)
+    check_skip(skip, [path for group in paths.values() for path in group])
+    linears = [(group, module) for module, group in paths.items()
+               if not any(matches(path, name) for path in group for name in skip)]
+    if not linears or "" in linears[0][0]:
+        raise ValueError("quantize_model needs a model that holds nn.Linear layers outside skip="
+                         f"{skip}, got {type(model).__name__} with none; a single layer is "
+                         "quantized by NF4Linear.from_linear")
+    return linears
+
+
+def matches(path: str, name: str) -> bool:
+    """Whether `name` is a whole dotted suffix of `path`."""
+    return path == name or path.endswith("." + name)
+
+
+def check_skip(skip: tuple[str, ...], paths: list[str]) -> None:
+    """Every name must mean some Linear, lest a misspelt one be quantized; lm_head is the default."""
+    for name in skip:
+        if name != "lm_head" and not any(matches(path, name) for path in paths):
+            raise ValueError(f"skip name {name!r} matches no nn.Linear; names are whole dotted "
+                             f"suffixes of {', '.join(paths[:8])}{', ...' if paths[8:] else ''}")
+
+
+def check_quantizable(path: str, weight: Tensor) -> None:
+    """quantize_nf4's checks ahead of time, with the layer's name."""
+    try:
+        if not weight.is_meta:
+            check_weight(weight)
+            check_finite(weight)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"cannot quantize {path}: {error}") from error
+
+
+def check_finite(weight: Tensor) -> None:
+    """One pass without a copy: the extremes are NaN or infinite if any value is."""
+    smallest, largest = torch.aminmax(weight.detach())
+    if not (torch.isfinite(smallest) and torch.isfinite(largest)):
+        raise ValueError("weight must be finite, got NaN or infinity")

@@ -1,0 +1,160 @@
+"""What is stored beside the packed codes, under bitsandbytes' names and in its file layout."""
+import json
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .reference import STATE2_BLOCKSIZE
+
+BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PACKED_KEY = "quant_state.bitsandbytes__nf4"
+
+
+@dataclass(frozen=True, eq=False)
+class QuantState:
+    """All that packed codes need to become weights again; n weights in N blocks.
+
+    Raises ValueError if the pieces disagree. As `state2`, it describes the quantized absmax: it has
+    no shape of its own and is checked by the state that owns it.
+    """
+    absmax: Tensor                          # (N,) float32, or uint8 with double quantization
+    shape: torch.Size | None                # of the weight
+    code: Tensor                            # (16,) float32, sorted; state2: (256,)
+    blocksize: int                          # weights that one absmax serves
+    quant_type: str | None                  # the code's name: nf4, int4, fp4, e2m1 or custom
+    dtype: torch.dtype                      # of the weight before quantization
+    offset: Tensor | None = None            # () float32, mean of the absmax
+    state2: "QuantState | None" = None
+
+    def __post_init__(self):
+        if self.shape is not None:
+            object.__setattr__(self, "shape", torch.Size(self.shape))
+            check_state(self)
+
+    @property
+    def nested(self) -> bool:
+        """Whether absmax is itself quantized."""
+        return self.state2 is not None
+
+    def to(self, device) -> "QuantState":
+        """The same state on another device."""
+        moved = {name: getattr(self, name).to(device)
+                 for name in ("absmax", "code", "offset", "state2") if getattr(self, name) is not None}
+        return replace(self, **moved)
+
+    def as_dict(self, packed: bool = False) -> dict:
+        """bitsandbytes' dictionary; packed: tensors only, the rest as JSON bytes in one of them."""
+        entries = {"quant_type": self.quant_type, "absmax": self.absmax, "blocksize": self.blocksize,
+                   "quant_map": self.code, "dtype": dtype_name(self.dtype), "shape": tuple(self.shape)}
+        if self.nested:
+            entries |= {"nested_absmax": self.state2.absmax,
+                        "nested_blocksize": self.state2.blocksize,
+                        "nested_quant_map": self.state2.code.clone(),
+                        "nested_dtype": dtype_name(self.state2.dtype),
+                        "nested_offset": self.offset.item()}
+        return pack(entries) if packed else entries
+
+    @classmethod
+    def from_dict(cls, entries: dict, device="cpu") -> "QuantState":
+        """The inverse of as_dict, of ours and of bitsandbytes', packed or not."""
+        return state_from_entries(unpack(entries)).to(device)
+
+
+def check_state(state: QuantState) -> None:
+    """ValueError unless every piece of the state fits the others."""
+    if state.blocksize not in BLOCKSIZES:
+        raise ValueError(f"blocksize must be one of {BLOCKSIZES}, got {state.blocksize}")
+    if state.dtype not in DTYPES:
+        raise ValueError(f"QuantState.dtype must be one of {DTYPES}, got {state.dtype}")
+    n_blocks = -(-prod(state.shape) // state.blocksize)
+    absmax_dtype = torch.uint8 if state.nested else torch.float32
+    check_piece("absmax", state.absmax, (n_blocks,), absmax_dtype, state.absmax.device)
+    check_piece("code", state.code, (16,), torch.float32, state.absmax.device)
+    if (state.offset is None) != (state.state2 is None):
+        raise ValueError("QuantState needs offset and state2 together (double quantization) or "
+                         f"neither, got offset={state.offset}, state2={state.state2}")
+    if state.nested:
+        check_state2(state, n_blocks)
+
+
+def check_state2(state: QuantState, n_blocks: int) -> None:
+    """The same for the pieces that double quantization adds."""
+    if state.state2.blocksize != STATE2_BLOCKSIZE:
+        raise ValueError(f"state2.blocksize must be {STATE2_BLOCKSIZE}, got {state.state2.blocksize}")
+    n_blocks2 = -(-n_blocks // STATE2_BLOCKSIZE)
+    device = state.absmax.device
+    check_piece("state2.absmax", state.state2.absmax, (n_blocks2,), torch.float32, device)
+    check_piece("state2.code", state.state2.code, (256,), torch.float32, device)
+    check_piece("offset", state.offset, (), torch.float32, device)
+
+
+def check_piece(name: str, tensor, shape: tuple, dtype: torch.dtype, device: torch.device) -> None:
+    """ValueError unless the tensor has this shape, dtype and device and is contiguous."""
+    wanted = f"QuantState.{name} must be contiguous, {dtype}, shape {tuple(shape)}, on {device}"
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{wanted}; got {type(tensor).__name__}")
+    if (tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or tensor.device != device
+            or not tensor.is_contiguous()):
+        raise ValueError(f"{wanted}; got {tensor.dtype}, shape {tuple(tensor.shape)}, on "
+                         f"{tensor.device}, contiguous: {tensor.is_contiguous()}")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """torch.bfloat16 -> "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def pack(entries: dict) -> dict[str, Tensor]:
+    """Tensors as they are, everything else as one JSON string in a uint8 tensor."""
+    if entries["quant_type"] != "nf4":
+        raise ValueError("bitsandbytes' file layout names the code only by its type, so as_dict("
+                         f"packed=True) is for nf4, got {entries['quant_type']!r}; use packed=False")
+    tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
+    rest = {key: value for key, value in entries.items() if key not in tensors}
+    text = bytearray(json.dumps(rest), "utf-8")
+    device = entries["absmax"].device
+    return tensors | {PACKED_KEY: torch.frombuffer(text, dtype=torch.uint8).to(device)}
+
+
+def unpack(entries: dict) -> dict:
+    """The inverse of pack; entries that are not packed come back as they are."""
+    entries = dict(entries)
+    if PACKED_KEY in entries:
+        text = bytes(entries.pop(PACKED_KEY).tolist())
+        try:
+            entries |= json.loads(text)
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{PACKED_KEY} must hold a JSON dictionary, got {text[:40]!r}") from error
+    return entries
+
+
+def state_from_entries(entries: dict) -> QuantState:
+    """ValueError for keys that are missing or not bitsandbytes'."""
+    wanted = {"quant_type", "absmax", "blocksize", "quant_map", "dtype", "shape"}
+    nested = {"nested_absmax", "nested_blocksize", "nested_quant_map", "nested_dtype", "nested_offset"}
+    if any(key.startswith("nested_") for key in entries):
+        wanted |= nested
+    if set(entries) != wanted:
+        raise ValueError(f"a QuantState dictionary needs the keys {sorted(wanted)}; "
+                         f"missing {sorted(wanted - set(entries))}, "
+                         f"unexpected {sorted(set(entries) - wanted)}")
+    offset = state2 = None
+    if "nested_absmax" in entries:
+        device = entries["absmax"].device
+        offset = torch.tensor(entries["nested_offset"], dtype=torch.float32, device=device)
+        state2 = QuantState(entries["nested_absmax"], None, entries["nested_quant_map"],
+                            entries["nested_blocksize"], None, named_dtype(entries["nested_dtype"]))
+    return QuantState(entries["absmax"], torch.Size(entries["shape"]), entries["quant_map"],
+                      entries["blocksize"], entries["quant_type"], named_dtype(entries["dtype"]),
+                      offset, state2)
+
+
+def named_dtype(name: str) -> torch.dtype:
+    """ "bfloat16" -> torch.bfloat16; ValueError for what is not a weight's dtype."""
+    known = {dtype_name(dtype): dtype for dtype in DTYPES}
+    if name not in known:
+        raise ValueError(f"dtype must be one of {sorted(known)}, got {name!r}")
+    return known[name]

@@ -1,0 +1,175 @@
+"""One look for every figure: fixed sizes, units on the axes, readable in greyscale."""
+import statistics
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+
+from .compare import ARMS
+from .summary import exact_match, forgetting, spread
+
+STYLE = {
+    "figure.figsize": (7.2, 4.0), "figure.dpi": 110, "savefig.dpi": 110, "font.size": 10,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+    "axes.axisbelow": True, "legend.frameon": False, "figure.constrained_layout.use": True,
+}
+# Parts of a whole: lightness rises along the list, and each part has its own hatch.
+COLOURS = ["#12324a", "#1f6f8b", "#58a4a0", "#a3c9a8", "#e9d8a6"]
+HATCHES = ["", "//", "..", "xx", "--"]
+# Methods: colour, marker and line, so that prints without colour can be told apart.
+LOOKS = {
+    "full": dict(color="#12324a", marker="s", linestyle="-"),
+    "lora": dict(color="#1f6f8b", marker="o", linestyle="--"),
+    "qlora": dict(color="#58a4a0", marker="D", linestyle=":"),
+    "prompt": dict(color="#c8553d", marker="^", linestyle="-."),
+    "prefix": dict(color="#e09f3e", marker="v", linestyle=(0, (5, 1))),
+    "houlsby": dict(color="#7a5195", marker="P", linestyle=(0, (1, 1))),
+}
+
+
+def new_figure(columns: int = 1, **size) -> tuple[Figure, list]:
+    """A figure with `columns` axes side by side, drawn without a display."""
+    fig = Figure(**size)
+    return fig, list(fig.subplots(1, columns, squeeze=False)[0])
+
+
+def labels(methods: list[str]) -> list[str]:
+    return [ARMS[arm].label for arm in methods]
+
+
+def stacked_bars(ax, names: list[str], parts: dict[str, list[float]]) -> None:
+    """Bars on top of each other, one part a colour and hatch."""
+    bottom = [0.0] * len(names)
+    for (part, values), colour, hatch in zip(parts.items(), COLOURS, HATCHES):
+        ax.bar(names, values, bottom=bottom, label=part, color=colour, hatch=hatch,
+               edgecolor="white", linewidth=0.6)
+        bottom = [b + v for b, v in zip(bottom, values)]
+    ax.legend()
+
+
+def parameters_figure(results: dict) -> Figure:
+    fig, axes = new_figure(2, figsize=(9.0, 3.8))
+    methods = results["methods"]
+    preset = results["full_size"][methods[0]]["preset"]
+    for ax, key, title in zip(axes, ("costs", "full_size"), ("tiny GPT", preset)):
+        counts = [results[key][arm]["trainable"] for arm in methods]
+        totals = [results[key][arm]["parameters"] for arm in methods]
+        bars = ax.bar(labels(methods), counts, color=COLOURS[1])
+        ax.bar_label(bars, [percent(n / total) for n, total in zip(counts, totals)],
+                     fontsize=8, padding=2)
+        ax.set_yscale("log")
+        ax.set_ylim(min(counts) / 4, 8 * max(counts))
+        ax.set_title(title)
+    axes[0].set_ylabel("trainable parameters (log scale)")
+    return fig
+
+
+def memory_figure(results: dict) -> Figure:
+    fig, (ax,) = new_figure()
+    methods = results["methods"]
+    parts = {kind: [results["costs"][arm]["bytes"][kind] / 2**20 for arm in methods]
+             for kind in ("weights", "gradients", "optimizer", "activations")}
+    stacked_bars(ax, labels(methods), parts)
+    ax.set_ylabel(f"MiB in a training step, batch {results['batch']}")
+    ax.set_title("Memory to train, counted")
+    return fig
+
+
+def latency_figure(results: dict) -> Figure:
+    fig, axes = new_figure(2, figsize=(9.0, 3.8))
+    for ax, rows in zip(axes, (1, 32)):
+        timings = {ARMS[arm].label + mark: results["costs"][arm]["latency"][f"{form}, batch {rows}"]
+                   for form, mark in (("as trained", ""), ("merged", "\nmerged"))
+                   for arm in results["methods"]
+                   if f"{form}, batch {rows}" in results["costs"][arm]["latency"]}
+        middle = [1e3 * t["median"] for t in timings.values()]
+        error = [[1e3 * (t["median"] - t["low"]) for t in timings.values()],
+                 [1e3 * (t["high"] - t["median"]) for t in timings.values()]]
+        ax.bar(list(timings), middle, yerr=error, capsize=3, color=COLOURS[2],
+               edgecolor=COLOURS[0])
+        ax.axhline(middle[0], color=COLOURS[0], linestyle=":", linewidth=1)
+        ax.tick_params(axis="x", labelrotation=60, labelsize=8)
+        ax.set_title(f"batch {rows}, 64 tokens")
+    axes[0].set_ylabel("ms a forward pass (median, quartiles)")
+    return fig
+
+
+def quality_figure(results: dict) -> Figure:
+    tasks = results["tasks"]
+    fig, axes = new_figure(len(tasks), figsize=(4.2 * len(tasks) + 1, 3.8))
+    for ax, task in zip(axes, tasks):
+        for arm in results["methods"]:
+            mean, deviation = spread(exact_match(results, arm, task))
+            ax.errorbar(results["costs"][arm]["trainable"], 100 * mean, yerr=100 * deviation,
+                        capsize=4, label=ARMS[arm].label, **point(arm))
+        ax.set_xscale("log")
+        ax.set_ylim(-6, 108)
+        ax.set_xlabel("trainable parameters (log scale)")
+        ax.set_title(task)
+    axes[0].set_ylabel(f"exact match, % (mean ± sd, {results['seeds']} seeds)")
+    fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
+    return fig
+
+
+def forgetting_figure(results: dict) -> Figure:
+    task = results["tasks"][-1]
+    fig, (ax,) = new_figure()
+    for arm in results["methods"]:
+        runs = [r for r in results["runs"] if (r["arm"], r["task"]) == (arm, task)]
+        ax.plot([100 * r["exact_match"] for r in runs], [forgetting(r) for r in runs],
+                label=ARMS[arm].label, **point(arm))
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.set_yscale("symlog", linthresh=0.1)
+    ax.set_ylim(bottom=-0.05)
+    ax.set_xlim(-6, 106)
+    ax.set_xlabel(f"exact match on {task}, % (a mark a seed)")
+    ax.set_ylabel("rise of the pretraining loss,\nnats per token (linear below 0.1)")
+    ax.set_title("Forgetting against learning")
+    fig.legend(loc="outside right center")
+    return fig
+
+
+def curves_figure(results: dict) -> Figure:
+    task = results["tasks"][-1]
+    fig, (ax,) = new_figure()
+    for arm in results["methods"]:
+        histories = [r["history"] for r in results["runs"]
+                     if (r["arm"], r["task"]) == (arm, task) and r["loss"] is not None]
+        mean = [statistics.mean(step) for step in zip(*histories)]
+        ax.plot(range(1, len(mean) + 1), mean, label=ARMS[arm].label,
+                **LOOKS[arm] | dict(marker=""))
+    for text, value in results["floors"][task].items():
+        ax.axhline(value, color="black", linewidth=0.8)
+        ax.annotate(f"{text}: {value:.2f}", (1, value), xycoords=("axes fraction", "data"),
+                    xytext=(0, 4), textcoords="offset points", fontsize=8, ha="right")
+    ax.set_yscale("log")
+    ax.set_xlabel("step")
+    ax.set_ylabel("training loss, nats per token (mean of seeds)")
+    ax.set_title(f"Learning {task}")
+    fig.legend(loc="outside right center")
+    return fig
+
+
+def point(arm: str) -> dict:
+    """A mark without a line; hollow for QLoRA, which has as many parameters as LoRA."""
+    face = "none" if arm == "qlora" else LOOKS[arm]["color"]
+    return LOOKS[arm] | dict(linestyle="", markersize=12 if arm == "qlora" else 8,
+                             markerfacecolor=face)
+
+
+def percent(share: float) -> str:
+    return f"{float(f'{100 * share:.2g}'):g} %"
+
+
+PICTURES = {"parameters": parameters_figure, "memory": memory_figure, "latency": latency_figure,
+            "quality": quality_figure, "forgetting": forgetting_figure, "curves": curves_figure}
+
+
+def compare_pictures(results: dict, out: Path) -> list[Path]:
+    """Draw and write every picture of a comparison; returns their paths."""
+    paths = []
+    for name, draw in PICTURES.items():
+        with matplotlib.rc_context(STYLE):
+            draw(results).savefig(out / f"{name}.png")
+        paths.append(out / f"{name}.png")
+    return paths

@@ -1,0 +1,49 @@
+"""The command line: usage, exit status, one-line errors."""
+import re
+from pathlib import Path
+
+import pytest
+
+from minipeft.__main__ import COMMANDS, main, parser
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_a_help_text_with_an_example_that_parses(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    example = re.search(r"example:  python -m minipeft (.*)", capsys.readouterr().out).group(1)
+    assert example.split()[0] == command
+    parser().parse_args(example.split())
+
+
+@pytest.mark.parametrize("line", re.findall(r"^ *python -m minipeft (.*?)(?: +#.*)?$", README,
+                                            flags=re.MULTILINE))
+def test_the_commands_of_the_readme_parse(line):
+    if line.split()[0] in COMMANDS:
+        parser().parse_args(line.split())
+
+
+@pytest.mark.parametrize("argv, message", [
+    ([], "COMMAND"),
+    (["conpare"], "invalid choice: 'conpare'"),
+    (["compare", "--methods", "lora", "dora"], "unknown method 'dora'; known: full, lora"),
+    (["compare", "--tasks", "summarize"], "unknown task 'summarize'; known: elicit, novel"),
+    (["compare", "--seeds", "0"], "must be at least 1"),
+    (["compare", "--seeds", "two"], "invalid int value: 'two'"),
+    (["compare", "--out", __file__], "--out must be a folder"),
+    (["pretrain", "--steps", "0"], "--steps must be at least 1"),
+])
+def test_wrong_usage_ends_with_status_2_and_says_what_was_wanted(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(argv)
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_failure_ends_with_status_1_and_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("minipeft.compare.LEARNING_RATES", tmp_path / "none.json")
+    assert main(["compare", "--quick", "--out", str(tmp_path)]) == 1
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "no sweep at" in err and "compare --sweep" in err

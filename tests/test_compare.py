@@ -1,0 +1,180 @@
+"""The comparison: what decides a run, what is kept, how claims are judged."""
+import dataclasses
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from minipeft import compare, summary
+from minipeft.compare import ARMS, Job, at_full_size, choose, code_hash, costs, run, run_all
+
+QUICK = Job("lora", "elicit", 0, 1e-3, 2)
+
+
+@pytest.fixture(scope="module")
+def record():
+    return run(QUICK)
+
+
+def test_a_run_trains_scores_and_restores_the_base(record):
+    assert len(record["history"]) == 2 and math.isfinite(record["loss"])
+    assert record["restored"] is True and record["trainable"] == 4 * 8 * (4 * 256 + 3 * 512)
+    assert record["forgetting"].keys() == set(compare.KEPT)
+
+
+def test_full_fine_tuning_does_not_leave_the_base_as_it_was():
+    assert run(Job("full", "elicit", 0, 1e-3, 2))["restored"] is False
+
+
+def test_a_run_repeats_bitwise_and_differs_by_seed(record):
+    assert run(QUICK) == record
+    assert run(dataclasses.replace(QUICK, seed=1))["history"] != record["history"]
+
+
+def test_a_diverged_run_is_recorded_as_such():
+    record = run(dataclasses.replace(QUICK, arm="full", lr=1e30, steps=12))
+    assert record["loss"] is None and record["exact_match"] == 0
+
+
+def test_the_key_of_a_run_depends_on_all_that_decides_it(monkeypatch):
+    changes = dict(arm="qlora", task="novel", seed=1, lr=2e-3, steps=3, split="sweep")
+    keys = {dataclasses.replace(QUICK, **{name: value}).key() for name, value in changes.items()}
+    assert len(keys | {QUICK.key()}) == 7
+    before = QUICK.key()
+    monkeypatch.setitem(ARMS, "lora", dataclasses.replace(ARMS["lora"], four_bit=True))
+    assert QUICK.key() != before
+    monkeypatch.undo()
+    monkeypatch.setattr(compare, "code_hash", lambda: code_hash() + "x")
+    assert QUICK.key() != before
+
+
+def test_finished_runs_are_read_and_the_others_computed_in_worker_processes(tmp_path, record):
+    jobs = [QUICK, dataclasses.replace(QUICK, arm="prompt")]
+    finished = record | {"marked": True}
+    (tmp_path / f"{QUICK.key()}.json").write_text(json.dumps(finished))
+    seen = []
+    records = run_all(jobs, tmp_path, 2, lambda results, **_: (seen.append(r) or r for r in results))
+    assert records[0]["marked"] and records[1]["arm"] == "prompt" and len(seen) == 1
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
+    command = [sys.executable, "-m", "minipeft", "compare", "--methods", "prompt", "--tasks",
+               "elicit", "--seeds", "2", "--workers", "1", "--out", str(tmp_path)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.time() + 120
+    while not list(tmp_path.glob("runs/*.json")) and time.time() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*.json")}
+    assert process.returncode == 1 and f"{len(kept)} finished run" in err and 1 <= len(kept) < 4
+    assert "Traceback" not in err
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert {p: p.stat().st_mtime_ns for p in kept} == kept
+    results = json.loads((tmp_path / "compare.json").read_text())
+    assert len(results["runs"]) == 4 and {r["arm"] for r in results["runs"]} == {"full", "prompt"}
+    assert "Prompt" in done.stdout and (tmp_path / "quality.png").stat().st_size > 5000
+
+
+if os.name == "nt":     # no SIGINT to a child there
+    del test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on
+
+
+@pytest.mark.parametrize("scores, chosen", [
+    # lr: (loss, exact match) of one seed, ...
+    ({1e-3: [(0.5, 0.9)], 3e-3: [(0.1, 1.0)], 1e-2: [(0.01, 1.0)]}, 3e-3),      # solves, smallest
+    ({1e-3: [(0.5, 1.0), (2, 0.9)], 3e-3: [(0.1, 1.0), (0.1, 1.0)]}, 3e-3),     # mean over seeds
+    ({1e-3: [(2.6, 0.0)], 3e-3: [(2.5, 0.0)], 1e-2: [(2.7, 0.1)]}, 3e-3),       # none: lowest loss
+    ({1e-3: [(2.6, 0.0)], 3e-3: [(None, 0.0)]}, 1e-3),                          # diverged
+])
+def test_the_choice_of_a_learning_rate(scores, chosen):
+    runs = [dict(lr=lr, loss=loss, exact_match=em) for lr, group in scores.items()
+            for loss, em in group]
+    assert choose(runs) == chosen
+
+
+def test_every_arm_has_a_stored_swept_rate_and_the_choice_follows_from_the_stored_runs():
+    sweep = json.loads(compare.LEARNING_RATES.read_text())
+    for task in compare.STEPS:
+        for arm in ARMS:
+            runs = [r for r in sweep["runs"] if (r["task"], r["arm"]) == (task, arm)]
+            assert sweep["chosen"][task][arm] == choose(runs) in ARMS[arm].grid
+            assert {r["lr"] for r in runs} == set(ARMS[arm].grid)
+            assert {r["split"] for r in runs} == {"sweep"}
+
+
+def test_full_size_counts_are_those_by_hand():
+    N, L, C, F = 6_738_415_616, 32, 4096, 11008
+    n_linear = L * (4 * C * C + 3 * C * F)
+    lora = L * 8 * (4 * 2 * C + 3 * (C + F))
+    full, adapter, four_bit = (at_full_size(ARMS[arm]) for arm in ("full", "lora", "qlora"))
+    assert (full["trainable"], full["weights"], full["gradients_and_optimizer"]) == (N, 2 * N, 14 * N)
+    assert adapter["trainable"] == four_bit["trainable"] == lora
+    assert adapter["weights"] == 2 * N + 4 * lora
+    blocks = n_linear // 64
+    nf4 = n_linear // 2 + blocks + 4 * (blocks // 256) + 7 * L * 4      # codes, absmax, absmax2, mean
+    assert four_bit["weights"] == nf4 + 2 * (N - n_linear) + 4 * lora
+    assert at_full_size(ARMS["prompt"])["trainable"] == 16 * C
+    assert at_full_size(ARMS["prefix"])["trainable"] == 2 * L * 16 * C
+    assert at_full_size(ARMS["houlsby"])["trainable"] == 2 * L * (2 * 16 * C + 16 + C)
+
+
+def test_costs_are_complete_and_leave_the_thread_count_alone():
+    threads = torch.get_num_threads()
+    found = costs(["full", "lora"], rounds=2)
+    assert torch.get_num_threads() == threads
+    assert found["full"]["trainable"] == found["full"]["parameters"] == 955_520
+    assert set(found["lora"]["latency"]) == {f"{form}, batch {rows}" for rows in (1, 32)
+                                             for form in ("as trained", "merged")}
+    # a file holds the trained float32 numbers and a small header with their names
+    for arm in found.values():
+        assert 0 < arm["file_bytes"] - 4 * arm["trainable"] < 12_000
+
+
+def results_with(exact_match: dict[str, list[float]]) -> dict:
+    runs = [dict(arm=arm, task="elicit", exact_match=em, restored=True,
+                 forgetting=dict.fromkeys(compare.KEPT, 0.0))
+            for arm, scores in exact_match.items() for em in scores]
+    timing = dict(median=1.0, low=0.9, high=1.1)
+    cost = dict(trainable=1, parameters=1, bytes=dict(weights=1, gradients=1, optimizer=2,
+                activations=4), latency={f"{form}, batch 1": timing
+                                         for form in ("as trained", "merged")})
+    return dict(runs=runs, methods=list(exact_match), tasks=["elicit"],
+                costs=dict.fromkeys(exact_match, cost),
+                full_size=dict.fromkeys(exact_match, dict(trainable=1, parameters=1, preset="x")))
+
+
+def test_performance_is_judged_against_full_fine_tuning_on_the_worst_task():
+    results = results_with({"full": [0.9, 0.8], "lora": [0.84, 0.84], "prompt": [0.5, 0.5]})
+    assert summary.measured(results, "lora")["performance"] == pytest.approx(-1)
+    assert summary.measured(results, "prompt")["performance"] == pytest.approx(-35)
+    assert summary.measured(results, "full")["performance"] == pytest.approx(0)
+    assert summary.agrees("performance", "near-FFT", -1) and not summary.agrees(
+        "performance", "near-FFT", -3)
+    assert summary.agrees("performance", summary.NO_CLAIM, -3) is None
+    assert "85±7" in summary.performance(results, "full")      # mean 0.85, sd 0.0707 by hand
+
+
+def test_a_claim_that_does_not_hold_gets_a_sign_and_a_sentence():
+    results = results_with({"full": [0.5], "prompt": [0.9], "prefix": [0.1]})
+    text = "\n".join(summary.disagreements(results))
+    assert "FFT, performance: claimed best, measured -40" in text
+    assert "Prompt, updates: claimed < 0.1 %, measured 100" in text
+    assert "Prefix" not in text
+    table = summary.summary_table(results)
+    assert table.count("no claim") == 4 and "≠" in table
+
+
+def test_every_claim_in_words_has_a_rule():
+    for claims in summary.CLAIMED.values():
+        for column, claim in zip(summary.COLUMNS, claims):
+            low, high = summary.RULES[column, claim]
+            assert low <= high
