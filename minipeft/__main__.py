@@ -5,38 +5,40 @@ import sys
 
 import torch
 
-from .cli import UsageError
-
-COMMANDS = ("compare", "pretrain")
+from .cli import COMMANDS, UsageError
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(argv: list[str]) -> argparse.ArgumentParser:
+    """Knows every command, and the arguments of the one in `argv`: its module alone is imported,
+    for some need packages that others do not."""
     top = argparse.ArgumentParser(prog="minipeft", description="Parameter-efficient fine-tuning, "
                                   "built to be understood.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name in COMMANDS:
-        module = importlib.import_module(f".cli.{name}", __package__)
-        sub = commands.add_parser(name, help=module.HELP, description=module.HELP,
-                                  epilog=f"example:  {module.EXAMPLE}",
+    for name, help_text in COMMANDS.items():
+        sub = commands.add_parser(name, help=help_text, description=help_text,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
-        module.arguments(sub)
-        sub.set_defaults(run=module.run, parser=sub)
+        if argv[:1] == [name]:
+            module = importlib.import_module(f".cli.{name}", __package__)
+            module.arguments(sub)
+            sub.epilog = f"example:  {module.EXAMPLE}"
+            sub.set_defaults(run=module.run, parser=sub)
     return top
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."""
     torch.set_flush_denormal(True)     # before any tensor operation: the flag is the thread's
-    args = parser().parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
     try:
+        args = parser(argv).parse_args(argv)
         args.run(args)
     except UsageError as error:
         args.parser.error(str(error))
     except (ValueError, TypeError, OSError, FloatingPointError, ImportError) as error:
-        print(f"minipeft {args.command}: {error}", file=sys.stderr)
+        print(f"minipeft {argv[0]}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nminipeft {args.command}: interrupted", file=sys.stderr)
+        print(f"\nminipeft {argv[0]}: interrupted", file=sys.stderr)
         return 1
     return 0
 

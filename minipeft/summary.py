@@ -84,16 +84,14 @@ def performance(results: dict, arm: str) -> str:
     return ", ".join(f"{100 * mean:.0f}±{100 * deviation:.0f}" for mean, deviation in parts)
 
 
-def cells(results: dict, arm: str) -> list[str]:
-    """One row of the table: `claim | measured`, with a sign where they disagree."""
+def cells(results: dict, arm: str) -> list[tuple[str, str, str]]:
+    """(claimed, sign, measured) of each column; the sign marks a disagreement."""
     values = measured(results, arm)
     texts = {"updates": f"{values['updates']:.3g} %", "latency": f"{values['latency']:+.0f} %",
              "memory": f"{values['memory']:.0f} % less", "performance": performance(results, arm)}
-    row = [ARMS[arm].label]
-    for column, claim in zip(COLUMNS, CLAIMED.get(arm, (NO_CLAIM,) * 4)):
-        sign = {True: " ", False: "≠", None: " "}[agrees(column, claim, values[column])]
-        row.append(f"{claim:>14} |{sign}{texts[column]}")
-    return row
+    claims = dict(zip(COLUMNS, CLAIMED.get(arm, (NO_CLAIM,) * len(COLUMNS))))
+    return [(claim, "≠" if agrees(column, claim, values[column]) is False else " ", texts[column])
+            for column, claim in claims.items()]
 
 
 def layout(header: list[str], rows: list[list[str]]) -> str:
@@ -107,9 +105,21 @@ def layout(header: list[str], rows: list[list[str]]) -> str:
 def summary_table(results: dict) -> str:
     """One row a method, each column `claimed | measured`."""
     tasks = ", ".join(results["tasks"])
-    header = ["method", f"{'updates':>14} |", f"{'latency':>14} | batch 1",
-              f"{'memory':>14} | to train", f"{'performance':>14} | exact match %: {tasks}"]
-    return layout(header, [cells(results, arm) for arm in results["methods"]])
+    header = ["method", *(f"{column:>14} | {about}" for column, about in zip(
+        COLUMNS, ("measured", "batch 1", "to train", f"exact match %: {tasks}")))]
+    rows = [[ARMS[arm].label, *(f"{claim:>14} |{sign}{value}" for claim, sign, value
+                                in cells(results, arm))] for arm in results["methods"]]
+    return layout(header, rows)
+
+
+def markdown_table(results: dict) -> str:
+    """The same for a page."""
+    lines = ["| method | " + " | ".join(COLUMNS) + " |", "|---" * (1 + len(COLUMNS)) + "|"]
+    for arm in results["methods"]:
+        row = [f"{claim} → {sign.strip()} **{value}**" for claim, sign, value
+               in cells(results, arm)]
+        lines.append(f"| {ARMS[arm].label} | " + " | ".join(row) + " |")
+    return "\n".join(lines)
 
 
 def cost_table(results: dict) -> str:

@@ -1,5 +1,7 @@
 """The command line: usage, exit status, one-line errors."""
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,14 +18,14 @@ def test_every_command_has_a_help_text_with_an_example_that_parses(command, caps
     assert stop.value.code == 0
     example = re.search(r"example:  python -m minipeft (.*)", capsys.readouterr().out).group(1)
     assert example.split()[0] == command
-    parser().parse_args(example.split())
+    parser(example.split()).parse_args(example.split())
 
 
 @pytest.mark.parametrize("line", re.findall(r"^ *python -m minipeft (.*?)(?: +#.*)?$", README,
                                             flags=re.MULTILINE))
 def test_the_commands_of_the_readme_parse(line):
     if line.split()[0] in COMMANDS:
-        parser().parse_args(line.split())
+        parser(line.split()).parse_args(line.split())
 
 
 @pytest.mark.parametrize("argv, message", [
@@ -40,6 +42,14 @@ def test_wrong_usage_ends_with_status_2_and_says_what_was_wanted(argv, message, 
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_comparing_needs_the_core_requirements_only():
+    code = ("import sys; from minipeft.__main__ import parser; parser(['compare']); "
+            "print(*sorted({name.split('.')[0] for name in sys.modules}))")
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
+    assert "minipeft" in out.split()
+    assert not {"transformers", "peft", "bitsandbytes", "tokenizers", "IPython"} & set(out.split())
 
 
 def test_a_failure_ends_with_status_1_and_one_line(monkeypatch, capsys, tmp_path):

@@ -6,6 +6,7 @@ Ten tools. No sentence and no value of the test set occurs in the training set: 
 phrasings, and each slot every fifth of its values, for the test alone. The slots are wide (hundreds
 of values), so that what is learned is copying, not a list. Answers are copied, never computed.
 """
+import functools
 import itertools
 import json
 import random
@@ -154,12 +155,13 @@ def slot_names(phrasing: str) -> list[str]:
     return [name for name in SLOTS if "{" + name + "}" in phrasing]
 
 
+@functools.cache
 def values(slot: str, held_out: bool) -> list[str]:
     """Every fifth value, in an order that mixes them, is for the test alone."""
     order = sorted(set(SLOTS[slot]))
     random.Random(0).shuffle(order)                # the partition must not depend on SEED
-    test = order[::5]
-    return test if held_out else [value for value in order if value not in set(test)]
+    test = set(order[::5])
+    return [value for value in order if (value in test) == held_out]
 
 
 def example(tool: str, held_out: bool, rng: random.Random) -> dict[str, str]:

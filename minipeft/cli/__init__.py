@@ -1,11 +1,18 @@
 """The commands of `python -m minipeft`, one module each:
 
-    HELP       one line                    EXAMPLE    one command to try
-    arguments(parser)                      run(args): results on stdout, progress on stderr
+    EXAMPLE               one command to try
+    arguments(parser)     its arguments
+    run(args)             results on stdout, progress on stderr
 
-`run` raises UsageError for impossible arguments (exit status 2); ValueError, TypeError, OSError and
-FloatingPointError end the program with one line and exit status 1.
+`run` raises UsageError for impossible arguments (exit status 2); ValueError, TypeError, OSError,
+FloatingPointError and ImportError end the program with one line and exit status 1.
 """
+
+COMMANDS = {
+    "compare": "train every method on the tiny GPT; print what each is claimed and measured to cost",
+    "pretrain": "pretrain the tiny GPT on the tiny world; print its loss beside the best possible",
+    "bench": "time the kernels beside the reference libraries",
+}
 
 
 class UsageError(Exception):

@@ -7,7 +7,6 @@ from tqdm import tqdm
 
 from .. import bench_nf4
 
-HELP = "time the kernels beside the reference libraries"
 EXAMPLE = "python -m minipeft bench nf4"
 
 

@@ -12,7 +12,6 @@ from tqdm import tqdm
 from .. import compare, plot, summary, world
 from . import UsageError
 
-HELP = "train every method on the tiny GPT; print what each is claimed and measured to cost"
 EXAMPLE = "python -m minipeft compare --methods full lora --tasks elicit --seeds 1"
 
 

@@ -8,7 +8,6 @@ from tqdm import tqdm
 from .. import pretrain
 from . import UsageError
 
-HELP = "pretrain the tiny GPT on the tiny world; print its loss beside the best possible"
 EXAMPLE = "python -m minipeft pretrain --seed 3 --out /tmp/base"
 
 

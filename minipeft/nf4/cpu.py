@@ -44,12 +44,11 @@ def quantize(flat: Tensor, blocksize: int, code: Tensor) -> tuple[Tensor, Tensor
 
 def dequantize(packed: Tensor, state, out: Tensor) -> None:
     """Write code[q] * absmax, a float32 product rounded to out's dtype, into `out` (n,)."""
-    n_missing = -out.numel() % state.blocksize
     whole = to_blocks(out, state.blocksize)         # out itself, or a copy if its last block is short
-    codes = torch.nn.functional.pad(packed.view(-1), (0, n_missing // 2))
-    share_out(dequantize_blocks, *whole.shape, codes.view(whole.shape[0], -1).numpy(),
-              pairs(state.code), *scales(state), bits_of(whole))
-    if n_missing:
+    codes = to_blocks(packed.view(-1), state.blocksize // 2)
+    share_out(dequantize_blocks, *whole.shape, codes.numpy(), pairs(state.code), *scales(state),
+              bits_of(whole))
+    if whole.numel() > out.numel():
         out.copy_(whole.view(-1)[:out.numel()])
 
 

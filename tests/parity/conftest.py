@@ -11,12 +11,12 @@ import torch
 
 TABLE = Path(__file__).parents[2] / "benchmarks" / "parity.md"
 PEERS = ("torch", "transformers", "peft", "bitsandbytes")
-ROWS = {}       # (what, against): [comparisons, largest difference, largest allowed]
+ROWS = {}       # ("of: what", against): [comparisons, largest difference, largest allowed]
 
 
 @pytest.fixture
 def compare():
-    """compare(what, against, ours, theirs, atol): fails beyond atol, and keeps the difference."""
+    """compare("of: what", against, ours, theirs, atol) fails beyond atol; it keeps the difference."""
     def check(what, against, ours, theirs, atol):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=atol, check_dtype=False)
         difference = (ours.double() - theirs.double()).abs().max().item()
@@ -41,8 +41,8 @@ def markdown() -> str:
              f"With {peers}, on the CPU, random small models.", "",
              "The largest difference of any element over all comparisons of a row; 0 means bitwise",
              "equal. What is allowed has its reason in the test.", "",
-             "| what | against | comparisons | largest difference | allowed |",
-             "|---|---|---:|---:|---:|"]
-    lines += [f"| {what} | {against} | {n} | {difference:.2g} | {allowed:.2g} |"
+             "| of | what | against | comparisons | largest difference | allowed |",
+             "|---|---|---|---:|---:|---:|"]
+    lines += [f"| {what.replace(': ', ' | ')} | {against} | {n} | {difference:.2g} | {allowed:.2g} |"
               for (what, against), (n, difference, allowed) in sorted(ROWS.items())]
     return "\n".join(lines) + "\n"

@@ -27,6 +27,15 @@ def pair(config: GPTConfig) -> tuple[GPT, LlamaForCausalLM]:
     return ours.eval(), theirs.eval()
 
 
+def to_dtype(ours, theirs, dtype):
+    """Both in another dtype. `.to(bfloat16)` would also round transformers' rotary frequencies,
+    which its from_pretrained(dtype=...) keeps in float32, as GPT does."""
+    frequencies = theirs.model.rotary_emb.inv_freq.clone()
+    ours, theirs = ours.to(dtype), theirs.to(dtype)
+    theirs.model.rotary_emb.inv_freq = frequencies
+    return ours, theirs
+
+
 def twins(model):
     return copy.deepcopy(model), copy.deepcopy(model)
 

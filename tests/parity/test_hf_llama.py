@@ -8,7 +8,7 @@ from transformers import GenerationConfig
 
 from minipeft.train import batch_loss
 
-from .peers import IDS, MODELS, pair
+from .peers import IDS, MODELS, pair, to_dtype
 
 AGAINST = "`transformers.LlamaForCausalLM`"
 SUM_ORDER = 1e-5      # float32 sums of 32 to 64 terms of size 1, in another order, over two layers
@@ -38,8 +38,8 @@ def test_the_loss_and_every_gradient_are_llamas(models, compare):
 
 
 def test_bfloat16_logits_are_llamas(models, compare):
-    ours, theirs = (model.to(torch.bfloat16) for model in models)
-    # bfloat16 keeps 8 bits: a logit of size 4 has steps of 1/64, and two layers may turn some over
+    ours, theirs = to_dtype(*models, torch.bfloat16)
+    # bfloat16 keeps 8 bits: a logit of size 4 has steps of 1/64, and a last bit may turn over
     compare("GPT: logits, bfloat16", AGAINST, ours(IDS).float(), theirs(IDS).logits.float(), 0.05)
 
 

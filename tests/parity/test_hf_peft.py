@@ -15,7 +15,7 @@ from minipeft import (LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningCon
                       get_peft_model)
 from minipeft.train import TrainConfig, train
 
-from .peers import IDS, MODELS, cross_entropy, loads_quietly, pair, twins
+from .peers import IDS, MODELS, cross_entropy, loads_quietly, pair, to_dtype, twins
 
 AGAINST = "`peft`"
 T = IDS.shape[1]
@@ -149,9 +149,9 @@ def test_an_adapter_saved_here_loads_in_hf_peft(name, models, tmp_path, compare)
     again, file = (load_file(tmp_path / folder / TENSORS) for folder in ("theirs", "ours"))
     assert again.keys() == file.keys()
     assert all(torch.equal(again[key], file[key]) for key in file)
-    theirs.generation_config.eos_token_id = None     # LlamaConfig's default is 2
     if "prompt" in name:
         return      # HF prompt tuning feeds embeddings; what it returns is not ids of the text
+    theirs.generation_config.eos_token_id = None     # LlamaConfig's default is 2
     tokens = theirs.generate(input_ids=IDS, max_new_tokens=6, do_sample=False, pad_token_id=0)
     compare(f"{name}: our file there, greedy tokens", AGAINST, ours.generate(IDS, 6), tokens, 0)
 
@@ -193,12 +193,12 @@ def test_dropout_with_the_same_mask_computes_the_same(models, tmp_path, compare)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["LoRA", "rsLoRA", "LoRA, all-linear"])
 def test_a_merged_model_has_their_weights(name, dtype, models, tmp_path, compare):
-    gpt, llama = (model.to(dtype) for model in models)
+    gpt, llama = to_dtype(*models, dtype)
     theirs = hf_adapted(llama, name)
     theirs.save_pretrained(tmp_path)
     ours = PeftModel.from_pretrained(gpt, tmp_path)
     label = str(dtype).removeprefix("torch.")
-    # bfloat16: the logits pass two layers of 8-bit roundings, which a last bit may turn over
+    # bfloat16 keeps 8 bits: a logit of size 4 has steps of 1/64, and a last bit may turn over
     compare(f"{name}: logits on a {label} base", AGAINST, ours(IDS).float(),
             hf_logits(theirs).float(), SAME if dtype == torch.float32 else 0.05)
     assert {p.dtype for a in ours.adapter_sets["default"].values()
