@@ -173,3 +173,24 @@ def compare_pictures(results: dict, out: Path) -> list[Path]:
             draw(results).savefig(out / f"{name}.png")
         paths.append(out / f"{name}.png")
     return paths
+
+
+def memory_plan_picture(parts: dict[str, int], gpu: float | None, out: Path) -> Path:
+    """One stacked bar of a planned run, in GiB, and the card's size as a line."""
+    out.mkdir(parents=True, exist_ok=True)
+    shown = {kind: size / 2**30 for kind, size in parts.items() if size}
+    with matplotlib.rc_context(STYLE):
+        fig, (ax,) = new_figure(figsize=(7.2, 2.6))
+        left = 0.0
+        for number, (kind, size) in enumerate(shown.items()):
+            ax.barh([""], [size], left=left, label=f"{kind} {size:.2f}", edgecolor="white",
+                    color=COLOURS[number % 5], hatch=HATCHES[(number + number // 5) % 5])
+            left += size
+        if gpu is not None:
+            ax.axvline(gpu, color="black", linestyle="--")
+            ax.annotate(f"{gpu:g} GiB card", (gpu, 1), xycoords=("data", "axes fraction"),
+                        xytext=(-4, -12), textcoords="offset points", ha="right", fontsize=8)
+        ax.set_xlabel(f"GiB, together {left:.2f}")
+        fig.legend(loc="outside right center", fontsize=8)
+        fig.savefig(out / "memory.png")
+    return out / "memory.png"

@@ -15,7 +15,7 @@ ORDER = [
     ["gpt", "adapter", "nf4", "grammar", "village", "world"],
     ["lora"], ["prompt"], ["prefix"], ["houlsby"], ["adapter_file"],
     ["peft_model"], ["train", "measure"],
-    ["pretrain", "smollm2", "tool_calls"], ["bench_nf4", "bench_step"], ["finetune"], ["compare"],
+    ["pretrain", "smollm2", "tool_calls"], ["bench_nf4", "bench_step"], ["memory"], ["finetune"], ["compare"],
     ["summary", "plot", "notebook"],
     ["cli"], ["__main__"],
 ]

@@ -11,6 +11,10 @@ FloatingPointError and ImportError end the program with one line and exit status
 COMMANDS = {
     "compare": "train every method on the tiny GPT; print what each is claimed and measured to cost",
     "pretrain": "pretrain the tiny GPT on the tiny world; print its loss beside the best possible",
+    "finetune": "fine-tune SmolLM2 on JSON lines of prompts and completions; writes an adapter",
+    "generate": "answer a request with SmolLM2, as it is or with an adapter",
+    "merge": "merge an adapter into SmolLM2; writes a plain safetensors model for transformers",
+    "memory": "plan a fine-tuning run: what will it take, and does it fit",
     "bench": "time the kernels beside the reference libraries",
 }
 

@@ -1,0 +1,175 @@
+"""`minipeft finetune`: teach SmolLM2 a task from a file of examples, and keep the adapter."""
+import hashlib
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from .. import chat
+from ..finetune import METHODS, Recipe, Run, Schedule, adapt, faster_dtype, finetune, place, report
+from ..run_files import (CURVES, REPORT, RUN, draw_curves, new_folder, read_settings, write_json)
+from ..smollm2 import load
+from . import UsageError
+
+EXAMPLE = ("python -m minipeft finetune --data data/tool_calls/train.jsonl --method lora "
+           "--out runs/tools")
+
+DEFAULTS = {"model": "smollm2", "method": "lora", "size": None, "lr": None, "steps": 110,
+            "batch_size": 8, "micro_batch": None, "every": 20, "patience": 5, "validation": None,
+            "max_length": 512, "dtype": "auto", "recompute": False, "seed": 0}
+N_VALIDATION = 48
+
+
+def arguments(parser) -> None:
+    def add(name, help, **how):
+        default = DEFAULTS.get(name[2:].replace("-", "_"))
+        parser.add_argument(name, help=help + (f" (default: {default})" if default else ""), **how)
+
+    add("--out", "folder of the run: new or empty", type=Path, required=True)
+    add("--data", 'JSON lines: {"prompt", "completion"} or {"messages"}', type=Path)
+    parser.add_argument("--resume", action="store_true",
+                        help="continue the run in --out, with its settings, at its checkpoint")
+    add("--model", "the model", choices=["smollm2"])
+    add("--method", "what is trained", choices=list(METHODS))
+    add("--size", "rank, virtual tokens or bottleneck (default: the method's)", type=int)
+    add("--lr", "peak learning rate (default: the method's)", type=float)
+    add("--steps", "AdamW steps", type=int)
+    add("--batch-size", "examples a step", type=int)
+    add("--micro-batch", "examples a forward pass (default: all of a step); fewer, less memory",
+        type=int)
+    add("--every", "steps between two validations and checkpoints", type=int)
+    add("--patience", "validations without a better loss, then the run ends", type=int)
+    add("--validation", f"JSON lines (default: {N_VALIDATION} of the data, at most a tenth)",
+        type=Path)
+    add("--max-length", "longer examples are left out, in tokens", type=int)
+    add("--dtype", "of the frozen weights; auto: what is faster here, timed",
+        choices=["auto", "float32", "bfloat16"])
+    add("--recompute", "gradient checkpointing: less memory, a third more time",
+        action="store_true", default=None)
+    add("--seed", "of the adapter and the order of the data", type=int)
+
+
+def settings_of(args) -> dict:
+    """Everything that decides the run, as run.json keeps it."""
+    given = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
+    if args.resume:
+        if given or args.data:
+            raise UsageError(f"--resume continues with the settings in {args.out / RUN}; "
+                             f"leave out {', '.join([*given] + ['data'] * bool(args.data))}")
+        return read_settings(args.out)
+    if args.data is None:
+        raise UsageError("--data is wanted: a file of JSON lines, for example "
+                         "data/tool_calls/train.jsonl")
+    new = {**DEFAULTS, **given}
+    size, lr = METHODS[new["method"]]
+    recipe = {"method": new["method"], "size": new["size"] or size, "lr": new["lr"] or lr,
+              "dtype": new["dtype"], "recompute": new["recompute"], "seed": new["seed"]}
+    schedule = {"steps": new["steps"], "batch_size": new["batch_size"],
+                "micro_batch": new["micro_batch"] or new["batch_size"], "every": new["every"],
+                "patience": new["patience"]}
+    data = {"training": str(args.data), "max_length": new["max_length"],
+            "validation": str(new["validation"]) if new["validation"] else None}
+    return {"model": new["model"], "data": data, "recipe": recipe, "schedule": schedule}
+
+
+def read_data(settings: dict, encode) -> tuple[list, list, int]:
+    """(training, validation, how many examples were left out as too long)."""
+    data, seed = settings["data"], settings["recipe"]["seed"]
+
+    def read(path):
+        return [chat.encode_example(messages, encode) for messages in chat.read_jsonl(path)]
+
+    examples = read(data["training"])
+    training = chat.fitting(examples, data["max_length"])
+    left_out = len(examples) - len(training)
+    if data["validation"]:
+        validation = read(data["validation"])
+        return training, chat.fitting(validation, data["max_length"]), left_out
+    return *chat.split(training, N_VALIDATION, seed), left_out
+
+
+def check_same_data(settings: dict) -> None:
+    """Note the data's sha256, or on --resume compare it."""
+    data = settings["data"]
+    for name in ("training", "validation"):
+        if data[name]:
+            digest = hashlib.sha256(Path(data[name]).read_bytes()).hexdigest()
+            if data.setdefault(name + "_sha256", digest) != digest:
+                raise ValueError(f"{data[name]} has changed since the run began; restore it, or "
+                                 f"begin a new run in another folder")
+
+
+def start_processes() -> torch.device:
+    """Under torchrun, join the other processes; the device this one works on."""
+    cuda, local = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", 0))
+    if "WORLD_SIZE" in os.environ:
+        dist.init_process_group("nccl" if cuda else "gloo")
+    return torch.device("cuda", local) if cuda else torch.device("cpu")
+
+
+def prepare(args, settings: dict) -> tuple[Run, list, list]:
+    """Data, model and run, ready for the next step; nothing is written before all is well."""
+    device = start_processes()
+    if not args.resume and place()[0] == 0:
+        new_folder(args.out)
+    model, tokenizer = load()
+    training, validation, left_out = read_data(settings, lambda text: tokenizer.encode(text).ids)
+    check_same_data(settings)
+    model.to(device)
+    recipe = settings["recipe"]
+    if recipe["dtype"] == "auto":
+        recipe["dtype"] = "float32" if recipe["method"] == "full" else faster_dtype(model)
+    run = Run(adapt(model, Recipe(**recipe)), Recipe(**recipe), Schedule(**settings["schedule"]),
+              args.out)
+    settings["data"]["left_out"] = left_out
+    settings["data"]["examples"] = [len(training), len(validation)]
+    if args.resume:
+        run.restore()
+    elif place()[0] == 0:
+        write_json(args.out / RUN, settings)
+    return run, training, validation
+
+
+def train(run: Run, training: list, validation: list) -> None:
+    """Take the steps, and show them on stderr."""
+    with tqdm(total=run.schedule.steps, initial=run.done, unit="step", file=sys.stderr,
+              dynamic_ncols=True, disable=place()[0] > 0) as bar:
+        for history in finetune(run, training, validation):
+            speed = history["tokens"][-1] / history["seconds"][-1]
+            shown = f"loss {history['loss'][-1]:.3f}, {speed:.0f} tokens/s"
+            if history["validation"]:
+                last = history["validation"][-1]
+                shown += f", validation {last['loss']:.3f} ({last['exact_match']:.0%} exact)"
+            bar.set_postfix_str(shown, refresh=False)
+            bar.update()
+
+
+def run(args) -> None:
+    settings = settings_of(args)
+    job, training, validation = prepare(args, settings)
+    train(job, training, validation)
+    if place()[0] == 0:
+        summary = report(job, settings)
+        write_json(args.out / REPORT, summary)
+        draw_curves(job.history, args.out / CURVES)
+        show(summary, args.out)
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def show(summary: dict, out: Path) -> None:
+    data, best, sent = (summary[key] for key in ("settings", "best", "gradient_bytes_per_step"))
+    data = data["data"]
+    print(f"examples      {data['examples'][0]} training, {data['examples'][1]} validation, "
+          f"{data['left_out']} left out (longer than {data['max_length']} tokens)")
+    print(f"trained       {summary['trainable_parameters']:,} parameters, {summary['steps']} steps, "
+          f"{summary['seconds_per_step']:.2f} s a step, "
+          f"{summary['tokens_per_second']:.0f} tokens/s, {summary['settings']['recipe']['dtype']}")
+    print(f"validation    loss {best['loss']:.4f}, exact match {best['exact_match']:.1%}, "
+          f"at step {best['step']}" + (" (stopped early)" if summary["stopped_early"] else ""))
+    print(f"gradients     {sent['this']:,} bytes a step to reduce over {summary['processes']} "
+          f"process(es); full fine-tuning: {sent['full']:,}")
+    print(f"written       {out}")

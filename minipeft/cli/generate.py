@@ -1,0 +1,50 @@
+"""`minipeft generate`: ask SmolLM2, with or without what a run has taught it."""
+from pathlib import Path
+
+import torch
+
+from ..chat import END, chat_text
+from ..run_files import load_trained
+from ..smollm2 import load
+from . import UsageError
+
+EXAMPLE = 'python -m minipeft generate "Wake me at 7:15 am" --adapter runs/tools --compare'
+
+
+def arguments(parser) -> None:
+    parser.add_argument("prompt", nargs="+", help="what the user says")
+    parser.add_argument("--adapter", type=Path, help="folder of a run or of an HF PEFT adapter")
+    parser.add_argument("--compare", action="store_true", help="the base model's answer as well")
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="default: 100")
+    parser.add_argument("--temperature", type=float, default=0.0, help="default: 0, the likeliest")
+    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+
+
+def answer(model, tokenizer, args) -> None:
+    """Print the answer to the prompt as it is made; a character waits until all its bytes are."""
+    torch.manual_seed(args.seed)
+    ids = tokenizer.encode(chat_text([{"role": "user", "content": " ".join(args.prompt)}])).ids
+    new, shown = [], ""
+    for token in model.stream(torch.tensor([ids]), args.max_new_tokens, args.temperature,
+                              tokenizer.token_to_id(END)):
+        new.append(token.item())
+        text = tokenizer.decode(new)
+        if not text.endswith("\ufffd"):
+            print(text[len(shown):], end="", flush=True)
+            shown = text
+    print()
+
+
+def run(args) -> None:
+    if args.compare and not args.adapter:
+        raise UsageError("--compare wants an --adapter to compare the base model with")
+    if not "".join(args.prompt).strip():
+        raise UsageError("the prompt is empty")
+    model, tokenizer = load()
+    if args.compare or not args.adapter:
+        print("base     " if args.compare else "", end="")
+        answer(model, tokenizer, args)
+    if args.adapter:
+        trained = load_trained(model, args.adapter)
+        print("adapted  " if args.compare else "", end="")
+        answer(getattr(trained, "base_model", trained), tokenizer, args)

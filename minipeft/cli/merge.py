@@ -1,0 +1,26 @@
+"""`minipeft merge`: SmolLM2 with an adapter in its weights, as a folder that transformers loads."""
+from pathlib import Path
+
+from ..peft_model import PeftModel
+from ..run_files import WEIGHTS, load_trained, new_folder, write_weights
+from ..smollm2 import load, write_transformers_files
+
+EXAMPLE = "python -m minipeft merge runs/tools --out runs/tools_merged"
+
+
+def arguments(parser) -> None:
+    parser.add_argument("adapter", type=Path, help="folder of a run or of an HF PEFT adapter")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the model: new or empty")
+
+
+def run(args) -> None:
+    model, tokenizer = load()
+    trained = load_trained(model, args.adapter)
+    if isinstance(trained, PeftModel):
+        trained = trained.merge_and_unload()
+    new_folder(args.out)
+    write_weights(trained, args.out)
+    write_transformers_files(trained, tokenizer, args.out)
+    size = (args.out / WEIGHTS).stat().st_size
+    print(f"written: {args.out}, {size / 1e6:.0f} MB; "
+          f'transformers.AutoModelForCausalLM.from_pretrained("{args.out}") loads it')

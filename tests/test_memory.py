@@ -1,0 +1,124 @@
+"""The planner against counts on real models, and against published figures."""
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from conftest import SMALL
+from minipeft import GPT, GPTConfig, get_peft_model, quantize_model
+from minipeft.__main__ import main
+from minipeft.measure import nbytes, training_bytes
+from minipeft.memory import METHODS, Run, adapter_config, advice, plan
+
+WIDE = replace(SMALL, hidden_size=64, intermediate_size=192, vocab_size=59)   # grouped-query heads
+
+
+def real_model(run: Run):
+    base = GPT(run.config)
+    base = quantize_model(base) if run.method == "qlora" else base
+    config = adapter_config(run)
+    return base if config is None else get_peft_model(base, config)
+
+
+def saved_for_backward(model, ids) -> int:
+    held = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        logits = model(ids)
+        F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+    return nbytes(t for t in saved if t.untyped_storage()._cdata not in held)
+
+
+@pytest.mark.parametrize("config", [WIDE, replace(WIDE, num_key_value_heads=4),
+                                    replace(WIDE, tie_word_embeddings=True)],
+                         ids=["grouped", "all heads", "tied"])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_plan_equals_what_a_real_step_allocates(method, config):
+    run = Run(replace(config, num_hidden_layers=3), method, 4, 2, 11, "fp32")
+    model, ids = real_model(run), torch.zeros(2, 11, dtype=torch.long)
+    planned, found = plan(run), training_bytes(model, (ids, ids))
+    assert planned["activations"] + planned["logits"] == saved_for_backward(model, ids)
+    weights = planned["weights"] + planned["quantization constants"] + planned["adapter"]
+    assert (weights, planned["gradients"], planned["optimizer"]) == (
+        found.weights, found.gradients, found.optimizer)
+
+
+def test_checkpointing_keeps_the_inputs_of_the_layers_and_one_layer_at_a_time(monkeypatch):
+    run = Run(replace(WIDE, num_hidden_layers=5), "full", 4, 2, 11, "fp32")
+    whole, kept = plan(run), plan(replace(run, checkpointing=True))
+    layer = whole["activations"] - plan(replace(run, config=replace(
+        WIDE, num_hidden_layers=4)))["activations"]
+    model, ids = real_model(run), torch.zeros(2, 11, dtype=torch.long)
+    from minipeft.gpt import DecoderLayer
+    forward = DecoderLayer.forward
+    monkeypatch.setattr(DecoderLayer, "forward", lambda self, x, cache=None: checkpoint(
+        forward, self, x, cache, use_reentrant=False))
+    table = 2 * 64 * 16 * 4                # cos and sin, that the recomputed layer reads
+    found = saved_for_backward(model, ids) + layer + table
+    assert kept["activations"] + kept["logits"] == found
+
+
+def test_llama_2_7b_by_hand():
+    N = 6_738_415_616
+    parts = plan(Run(GPTConfig.preset("llama-2-7b"), "full"))
+    assert (parts["weights"], parts["gradients"], parts["optimizer"]) == (2 * N, 2 * N, 12 * N)
+    lora = plan(Run(GPTConfig.preset("llama-2-7b"), "lora", r=16))
+    assert lora["adapter"] == lora["gradients"] == 4 * 39_976_960
+    assert lora["optimizer"] == 8 * 39_976_960
+    assert plan(Run(GPTConfig.preset("llama-2-7b"), "lora", r=16, optimizer="sgd"))["optimizer"] == 0
+
+
+def test_65b_in_four_bits_fits_48_gib_and_not_48e9_bytes():
+    run = Run(GPTConfig.preset("llama-65b"), "qlora", 64, 1, 512, "bf16", "adamw", True)
+    total = sum(plan(run).values())
+    assert 48e9 < total < 47 * 2**30       # the paper's figure is 45.0 GB, with bf16 adapters
+
+
+def test_advice_says_what_each_change_would_take():
+    run = Run(GPTConfig.preset("llama-2-7b"), "lora", r=16)
+    lines = advice(run, 15 * 2**30)
+    total = sum(plan(replace(run, checkpointing=True)).values()) / 2**30
+    assert lines[0] == f"gradient checkpointing: {total:.2f} GiB, fits"
+
+
+@pytest.mark.parametrize("bad, message", [
+    (dict(method="dora"), "method must be one of full, lora"),
+    (dict(dtype="int8"), "dtype must be one of fp32"), (dict(optimizer="adam"), "optimizer must be"),
+    (dict(r=0), "r must be at least 1, got 0"), (dict(batch=-1), "batch must be at least 1"),
+    (dict(seq=65), "at most the model's 64 positions, got 65"),
+    (dict(method="prompt", r=10, seq=60), "got 70"),
+])
+def test_impossible_runs_are_refused(bad, message):
+    with pytest.raises(ValueError, match=message):
+        Run(SMALL, **{"seq": 32, **bad})
+
+
+@pytest.mark.parametrize("argv, message", [
+    (["--model", "llama-2-8b"], "llama-2-7b, "),
+    (["--model", "none.json"], "no file none.json"),
+    (["--model", "tiny", "--r", "500", "--seq", "64", "--method", "lora"], "r must be at most 128"),
+    (["--model", "tiny", "--seq", "-3"], "seq must be at least 1"),
+    (["--model", "tiny", "--seq", "64", "--gpu", "0"], "--gpu must be a positive"),
+])
+def test_wrong_usage_is_one_line_and_status_2(argv, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["memory", *argv])
+    assert stop.value.code == 2 and message in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_huggingface_config_file_is_a_model(tmp_path, capsys):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**vars(GPTConfig.preset("llama-2-7b")), "architectures": ["x"]}))
+    for model in (str(path), "llama-2-7b"):
+        assert main(["memory", "--model", model, "--method", "qlora", "--gpu", "16",
+                     "--out", str(tmp_path)]) == 0
+    first, second = capsys.readouterr().out.split("written:")[:2]
+    assert first.splitlines()[:9] == second.splitlines()[1:10] and "fits into 16 GiB" in first
+    assert (tmp_path / "memory.png").stat().st_size > 5000
+    path.write_text(json.dumps({"vocab_size": 10}))
+    with pytest.raises(SystemExit):
+        main(["memory", "--model", str(path)])
+    assert "lacks hidden_size, intermediate_size" in capsys.readouterr().err
