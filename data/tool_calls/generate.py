@@ -157,7 +157,7 @@ def slot_names(phrasing: str) -> list[str]:
 
 @functools.cache
 def values(slot: str, held_out: bool) -> list[str]:
-    """Every fifth value, in an order that mixes them, is for the test alone."""
+    """The values of one of the two sets. Every fifth value, in an order that mixes them, is for the test alone."""
     order = sorted(set(SLOTS[slot]))
     random.Random(0).shuffle(order)                # the partition must not depend on SEED
     test = set(order[::5])
@@ -166,7 +166,9 @@ def values(slot: str, held_out: bool) -> list[str]:
 
 def example(tool: str, held_out: bool, rng: random.Random) -> dict[str, str]:
     phrasing = rng.choice(PHRASINGS[tool][held_out])
-    call = {name: rng.choice(values(name, held_out)) for name in slot_names(phrasing)}
+    call = {}
+    for name in slot_names(phrasing):              # never "feet in feet"
+        call[name] = rng.choice([v for v in values(name, held_out) if v not in call.values()])
     request = rng.choice(OPENINGS) + phrasing.format(**call)
     if rng.random() < 0.5:
         request = request[0].upper() + request[1:]
