@@ -1,0 +1,207 @@
+"""A training step of ours beside HuggingFace PEFT's: seconds, peak memory, losses.
+
+Both sides get the same SmolLM2 weights, the same batches, the same A, B = 0 and AdamW with the same
+settings. Each measurement is a process of its own, and the sides take turns, so that memory is the
+process's and a drift of the machine hits both. The other side is the *default* recipe of
+transformers + PEFT (+ bitsandbytes): its users could tune it as well.
+"""
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .chat import collate, encode_example, read_jsonl
+from .compare import machine, write_json
+from .gpt import GPT, GPTConfig
+from .lora import LoraConfig
+from .nf4 import quantize_model
+from .peft_model import get_peft_model
+from .pretrain import DATA
+from .train import batch_loss
+
+TEXTS = DATA / "tool_calls" / "train.jsonl"
+ROWS, RANK, LR = 8, 8, 1e-3
+SIDES = ("minipeft", "HF PEFT")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def make_inputs(folder: Path, steps: int) -> None:
+    """Weights, batches and the common A, in files: neither side pays for reading the GGUF."""
+    from .smollm2 import load
+    model, tokenizer = load()
+    rows = [encode_example(messages, lambda text: tokenizer.encode(text).ids)
+            for messages in read_jsonl(TEXTS)[:steps * ROWS]]
+    batches = {}
+    for step in range(steps):
+        ids, labels = collate(rows[step * ROWS:(step + 1) * ROWS])
+        batches |= {f"ids {step}": ids, f"labels {step}": labels}
+    save_file(batches, folder / "batches.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    A = {f"{path}.lora_A": torch.randn(RANK, module.in_features, generator=generator) / 24
+         for path, module in model.named_modules()
+         if isinstance(module, torch.nn.Linear) and path != "lm_head"}
+    save_file(A, folder / "A.safetensors")
+    weights = {name: t for name, t in model.state_dict().items() if name != "lm_head.weight"}
+    for name, dtype in DTYPES.items():
+        save_file({key: t.to(dtype) for key, t in weights.items()}, folder / f"{name}.safetensors")
+
+
+def weights_of(folder: Path, dtype: str) -> dict[str, torch.Tensor]:
+    state = load_file(folder / f"{dtype}.safetensors")
+    return state | {"lm_head.weight": state["model.embed_tokens.weight"]}
+
+
+def ours(folder: Path, dtype: str, four_bit: bool) -> tuple[torch.nn.Module, Callable]:
+    with torch.device("meta"):
+        model = GPT(GPTConfig.preset("smollm2-135m"))
+    model.load_state_dict(weights_of(folder, dtype), assign=True)
+    model.tie_weights()
+    if four_bit:
+        quantize_model(model)
+    peft_model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=16,
+                                                  target_modules="all-linear"))
+    return peft_model.train(), lambda ids, labels: batch_loss(peft_model, (ids, labels))
+
+
+def theirs(folder: Path, dtype: str, four_bit: bool) -> tuple[torch.nn.Module, Callable]:
+    import peft
+    import transformers
+    sizes = {**vars(GPTConfig.preset("smollm2-135m"))}
+    with torch.device("meta"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes))
+    model.load_state_dict(weights_of(folder, dtype), assign=True)
+    model.tie_weights()
+    rotary = model.model.rotary_emb       # its table is no weight: made again off the meta device
+    model.model.rotary_emb = type(rotary)(config=model.config)
+    if four_bit:
+        quantize_with_bitsandbytes(model)
+    names = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+    peft_model = peft.get_peft_model(model, peft.LoraConfig(
+        r=RANK, lora_alpha=16, target_modules=names, task_type="CAUSAL_LM"))
+
+    def loss(ids, labels):
+        return peft_model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
+    return peft_model.train(), loss
+
+
+def quantize_with_bitsandbytes(model: torch.nn.Module) -> None:
+    import bitsandbytes as bnb
+    for path, linear in list(model.named_modules()):
+        if type(linear) is torch.nn.Linear and path != "lm_head":
+            layer = bnb.nn.Linear4bit(linear.in_features, linear.out_features, bias=False,
+                                      compute_dtype=linear.weight.dtype, quant_type="nf4")
+            layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False,
+                                             quant_type="nf4", compress_statistics=True)
+            layer.support_avx512bf16_for_cpu = False     # or it repacks its weights
+            parent, _, child = path.rpartition(".")
+            setattr(model.get_submodule(parent), child, layer.to("cpu"))
+
+
+def set_common_A(model: torch.nn.Module, folder: Path) -> None:
+    A = load_file(folder / "A.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_A" in name:
+                path = name[name.index("model.layers"):].split(".lora_A")[0]
+                parameter.copy_(A[f"{path}.lora_A"])
+
+
+def work(folder: Path, side: str, dtype: str, four_bit: bool, steps: int) -> dict:
+    """Train in this process; called through `python -m minipeft.bench_step`."""
+    torch.set_flush_denormal(True)
+    model, loss_of = (ours if side == SIDES[0] else theirs)(folder, dtype, four_bit)
+    set_common_A(model, folder)
+    batches = load_file(folder / "batches.safetensors")
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR,
+                                  weight_decay=0.0)
+    losses, seconds = [], []
+    for step in range(steps):
+        start = time.perf_counter()
+        loss = loss_of(batches[f"ids {step}"], batches[f"labels {step}"])
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+        seconds.append(time.perf_counter() - start)
+    return dict(side=side, dtype=dtype, four_bit=four_bit, losses=losses, seconds=seconds,
+                peak_bytes=peak_bytes())
+
+
+def peak_bytes() -> int | None:
+    """The largest resident set of this process so far; None where the system does not tell."""
+    if platform.system() == "Windows":
+        return None
+    import resource
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def run(out: Path, quick: bool = False, progress=None) -> dict:
+    """Measure both sides in turn and write `out`/step.json; returns what it holds."""
+    steps, rounds = (4, 1) if quick else (10, 2)
+    cases = [(dtype, four_bit) for dtype in (["fp32"] if quick else DTYPES)
+             for four_bit in (False, True)]
+    plan = [(side, *case) for _ in range(rounds) for case in cases for side in SIDES]
+    with tempfile.TemporaryDirectory() as folder:
+        make_inputs(Path(folder), steps)
+        runs = [in_a_process(Path(folder), *job, steps)
+                for job in (progress(plan, desc="processes") if progress else plan)]
+    results = dict(machine=machine(), threads=torch.get_num_threads(), steps=steps, rows=ROWS,
+                   rank=RANK, runs=runs)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "step.json", results)
+    return results
+
+
+def in_a_process(folder: Path, side: str, dtype: str, four_bit: bool, steps: int) -> dict:
+    job = json.dumps([str(folder), side, dtype, four_bit, steps])
+    done = subprocess.run([sys.executable, "-m", "minipeft.bench_step", job],
+                          capture_output=True, text=True)
+    if done.returncode:
+        raise OSError(f"the process for {side}, {dtype} failed: {done.stderr.strip()[-600:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def ratios(results: dict) -> list[dict]:
+    """One row a case: ours, theirs and the ratio of time and of memory, and the losses' distance."""
+    rows = []
+    cases = dict.fromkeys((r["dtype"], r["four_bit"]) for r in results["runs"])
+    for dtype, four_bit in cases:
+        sides = [[r for r in results["runs"] if (r["dtype"], r["four_bit"], r["side"])
+                  == (dtype, four_bit, side)] for side in SIDES]
+        seconds = [statistics.median(s for r in runs for s in r["seconds"][1:]) for runs in sides]
+        peaks = [statistics.median(r["peak_bytes"] or 0 for r in runs) for runs in sides]
+        apart = max(abs(a - b) for a, b in zip(sides[0][0]["losses"], sides[1][0]["losses"]))
+        rows.append(dict(method="QLoRA" if four_bit else "LoRA", dtype=dtype, seconds=seconds,
+                         peaks=peaks, time_ratio=seconds[0] / seconds[1],
+                         memory_ratio=peaks[0] / peaks[1] if peaks[1] else None,
+                         largest_loss_difference=apart))
+    return rows
+
+
+def table(results: dict) -> str:
+    lines = [f"SmolLM2-135M, {results['rows']} rows, LoRA r={results['rank']} on all linears, "
+             f"{results['threads']} threads; the other side is the default recipe of HF PEFT",
+             f"{'':<12}{'s/step':>8}{'HF PEFT':>9}{'ratio':>7}{'peak MB':>10}{'HF PEFT':>9}"
+             f"{'ratio':>7}{'losses apart':>15}"]
+    for row in ratios(results):
+        mega = [peak / 1e6 for peak in row["peaks"]]
+        ratio = f"{row['memory_ratio']:.2f}" if row["memory_ratio"] else "-"
+        lines.append(f"{row['method']:<6}{row['dtype']:<6}{row['seconds'][0]:>8.2f}"
+                     f"{row['seconds'][1]:>9.2f}{row['time_ratio']:>7.2f}{mega[0]:>10.0f}"
+                     f"{mega[1]:>9.0f}{ratio:>7}{row['largest_loss_difference']:>15.1e}")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    folder, *job = json.loads(sys.argv[1])
+    sys.stdout.write(json.dumps(work(Path(folder), *job)) + os.linesep)
