@@ -60,8 +60,9 @@ def replace_modules(model: nn.Module, modules: dict[str, nn.Module]) -> None:
 def put_in_place(model: nn.Module, adapters: AdapterSet) -> None:
     """Let each adapter stand in front of the module at its path, in that module's mode."""
     for path, adapter in adapters.items():
-        adapter.base_layer = model.get_submodule(path)
-        adapter.train(adapter.base_layer.training)
+        base, adapter.base_layer = model.get_submodule(path), None
+        adapter.train(base.training)        # the adapter alone: inside the base, modes may differ
+        adapter.base_layer = base
     replace_modules(model, adapters)
 
 

@@ -123,14 +123,15 @@ def split(examples: list[Example], n_validation: int, seed: int) -> tuple[list, 
 
 
 def batch_plan(lengths: list[int], batch_size: int, seed: int) -> Iterator[list[int]]:
-    """Which examples make each step, for ever: every example once an epoch, in random order.
+    """Which examples make each step, for ever: an epoch in random order after the other.
 
-    Within 16 steps the examples are sorted by length, so that little of a batch is padding.
+    What does not fill a batch is left out of that epoch. Within 16 steps the examples are sorted by
+    length, so that little of a batch is padding.
     """
     generator = torch.Generator().manual_seed(seed)
-    batch_size = min(batch_size, len(lengths))
-    while True:
-        order = torch.randperm(len(lengths), generator=generator).tolist()
+    whole = len(lengths) // batch_size * batch_size
+    while whole:
+        order = torch.randperm(len(lengths), generator=generator).tolist()[:whole]
         for start in range(0, len(order), 16 * batch_size):
             pool = sorted(order[start:start + 16 * batch_size], key=lambda i: lengths[i])
             batches = [pool[i:i + batch_size] for i in range(0, len(pool), batch_size)]

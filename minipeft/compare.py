@@ -29,9 +29,9 @@ from . import world
 from .gpt import GPT, GPTConfig
 from .houlsby import HoulsbyConfig
 from .lora import LoraConfig
-from .measure import count_parameters, interleaved, nbytes, training_bytes
+from .measure import interleaved, training_bytes
 from .nf4 import quantize_model
-from .peft_model import PeftModel, get_peft_model
+from .peft_model import PeftModel, count_parameters, get_peft_model
 from .prefix import PrefixTuningConfig
 from .pretrain import DATA, load_base, read_record
 from .prompt import PromptTuningConfig

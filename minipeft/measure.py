@@ -23,15 +23,6 @@ def nbytes(tensors: Iterable[Tensor]) -> int:
     return sum(storages.values())
 
 
-def count_parameters(model: nn.Module) -> tuple[int, int]:
-    """(trainable, all); a 4-bit layer counts the weights it stands for."""
-    parameters = list(model.parameters())
-    packed = sum(m.in_features * m.out_features for m in model.modules()
-                 if hasattr(m, "dequantize"))
-    return (sum(p.numel() for p in parameters if p.requires_grad),
-            sum(p.numel() for p in parameters) + packed)
-
-
 @dataclass(frozen=True)
 class TrainingBytes:
     """Bytes at the end of the forward pass of a training step, by kind."""

@@ -177,12 +177,8 @@ class PeftModel(nn.Module):
     # Counting
 
     def get_nb_trainable_parameters(self) -> tuple[int, int]:
-        """(trainable, all); a 4-bit layer counts the weights it stands for, as in HF PEFT."""
-        parameters = list(self.parameters())
-        packed = sum(m.in_features * m.out_features for m in self.modules()
-                     if isinstance(m, NF4Linear))
-        return (sum(p.numel() for p in parameters if p.requires_grad),
-                sum(p.numel() for p in parameters) + packed)
+        """(trainable, all), as count_parameters."""
+        return count_parameters(self)
 
     def print_trainable_parameters(self) -> None:
         trainable, total = self.get_nb_trainable_parameters()
@@ -231,6 +227,15 @@ class PeftModel(nn.Module):
         """Add the adapter of folder `model_id`; it waits until set_adapter(adapter_name)."""
         config, tensors = read_adapter(Path(model_id), is_trainable)
         self.add_adapter(adapter_name, config, tensors, Path(model_id))
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """(trainable, all); a 4-bit layer counts the weights it stands for, as in HF PEFT."""
+    parameters = list(model.parameters())
+    packed = sum(m.in_features * m.out_features for m in model.modules()
+                 if isinstance(m, NF4Linear))
+    return (sum(p.numel() for p in parameters if p.requires_grad),
+            sum(p.numel() for p in parameters) + packed)
 
 
 def check_adapter_name(name: str) -> None:

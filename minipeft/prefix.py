@@ -25,7 +25,7 @@ class PrefixTuningConfig:
     peft_type: ClassVar[str] = "PREFIX_TUNING"
     num_virtual_tokens: int                  # P
     prefix_projection: bool = False          # train an MLP that makes the prefix
-    encoder_hidden_size: int | None = None   # its hidden width; None: the model's width C
+    encoder_hidden_size: int | None = None   # its hidden width; None: d_kv
     prefix_init: str = "RANDOM"              # N(0, 1); SAMPLE_VOCAB: keys and values of real tokens
     task_type: TaskType | str | None = None
     inference_mode: bool = False
@@ -62,12 +62,12 @@ class Prefix(nn.Module):
 
 
 class PrefixTrunk(nn.Module):
-    """tanh(E W1 + b1), shared by all layers: () to (P, hidden)."""
+    """tanh(E W1 + b1), shared by all layers: () to (P, hidden). E is (P, d_kv), as in HF PEFT."""
 
-    def __init__(self, P: int, C: int, hidden: int, **where):
+    def __init__(self, P: int, d_kv: int, hidden: int, **where):
         super().__init__()
-        self.embedding = nn.Embedding(P, C, **where)
-        self.linear = nn.Linear(C, hidden, **where)
+        self.embedding = nn.Embedding(P, d_kv, **where)
+        self.linear = nn.Linear(d_kv, hidden, **where)
 
     def forward(self) -> Tensor:
         return torch.tanh(self.linear(self.embedding.weight))
@@ -117,8 +117,7 @@ def initial_prefixes(model: GPT, config: PrefixTuningConfig, dtype: torch.dtype)
     d_kv, L = sizes.kv_heads * sizes.head_dim, sizes.num_hidden_layers
     where = dict(device=model.model.norm.weight.device, dtype=dtype)
     if config.prefix_projection:
-        trunk = PrefixTrunk(P, sizes.hidden_size,
-                            config.encoder_hidden_size or sizes.hidden_size, **where)
+        trunk = PrefixTrunk(P, d_kv, config.encoder_hidden_size or d_kv, **where)
         return [ProjectedPrefix(trunk, d_kv, **where) for _ in range(L)]
     if config.prefix_init == "SAMPLE_VOCAB" and where["device"].type != "meta":
         return [Prefix(kv.to(dtype)) for kv in keys_and_values_of_tokens(model, P)]

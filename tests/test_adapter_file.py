@@ -81,7 +81,8 @@ def test_a_prefix_lies_layer_by_layer_keys_before_values_heads_within(model, tmp
 
 
 def test_targets_that_one_name_cannot_say_are_saved_as_paths(model, ids, tmp_path):
-    peft_model = get_peft_model(model, LoraConfig(r=4, target_modules=["layers.1.self_attn.q_proj"]))
+    config = LoraConfig(r=4, target_modules=["layers.1.self_attn.q_proj"])
+    peft_model = get_peft_model(model, config)
     peft_model.save_pretrained(tmp_path)
     assert read_config(tmp_path)["target_modules"] == ["model.layers.1.self_attn.q_proj"]
     loaded = PeftModel.from_pretrained(peft_model.unload(), tmp_path)

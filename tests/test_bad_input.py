@@ -15,8 +15,8 @@ from minipeft import (GPT, GPTConfig, HoulsbyConfig, LoraConfig, PeftModel, Pref
                       PromptTuningConfig, get_peft_model)
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
-CONFIGS = {"lora": LoraConfig(r=4), "prompt": PromptTuningConfig(5), "prefix": PrefixTuningConfig(5),
-           "houlsby": HoulsbyConfig(6)}
+CONFIGS = {"lora": LoraConfig(r=4), "prompt": PromptTuningConfig(5),
+           "prefix": PrefixTuningConfig(5), "houlsby": HoulsbyConfig(6)}
 
 
 def state(model):
@@ -31,7 +31,7 @@ def state(model):
 
 @contextmanager
 def refused(model, error, message):
-    """The block raises `error` with `message`, and `model` is bitwise and structurally as before."""
+    """The block raises `error`; `model` is bitwise and structurally as before."""
     modules, tensors, values = state(model)
     with pytest.raises(error, match=message):
         yield
@@ -130,7 +130,7 @@ MISFITS = {
     "no config": (None, TypeError, "a config must be one of LoraConfig, .* got <class 'NoneType'>"),
     "a dictionary": (dict(r=4), TypeError, "got <class 'dict'>"),
     "the class": (LoraConfig, TypeError, "got <class 'type'>"),
-    "somebody else's": (SimpleNamespace(peft_type="LORA", r=4), TypeError, "got <class 'types.Simp"),
+    "somebody else's": (SimpleNamespace(peft_type="LORA", r=4), TypeError, "got <class 'types.S"),
 }
 
 
@@ -366,8 +366,9 @@ DAMAGE = {
     "empty": ("lora", lambda f: (f / TENSORS).write_bytes(b""), ValueError, "truncated or no safe"),
     "garbage": ("lora", lambda f: (f / TENSORS).write_bytes(bytes(range(200))), ValueError,
                 "truncated or no safetensors file"),
-    **{f"HF's {key}": (method, lambda f, key=key, value=value: edit_config(f, **{key: value}),
-                       ValueError, f"{key}=.*{NO_LORA}") for method, key, value in [
+    **{f"HF's {key}={value}": (
+        method, lambda f, key=key, value=value: edit_config(f, **{key: value}), ValueError,
+        f"{key}=.*{NO_LORA}") for method, key, value in [
         ("lora", "alpha_pattern", {"q_proj": 16}), ("lora", "rank_pattern", {"q_proj": 2}),
         ("lora", "use_dora", True), ("lora", "bias", "all"), ("lora", "lora_bias", True),
         ("lora", "modules_to_save", ["lm_head"]), ("lora", "layers_to_transform", 0),

@@ -4,8 +4,8 @@ from torch import nn
 
 from conftest import SMALL
 from minipeft import GPT, GPTConfig, LoraConfig, PromptTuningConfig, get_peft_model, quantize_model
-from minipeft.measure import (count_parameters, interleaved, nbytes, saved_activations,
-                              training_bytes)
+from minipeft.measure import interleaved, nbytes, saved_activations, training_bytes
+from minipeft.peft_model import count_parameters
 
 
 class Bigram(nn.Module):

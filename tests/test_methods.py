@@ -32,7 +32,7 @@ CASES = {
     "prefix vocabulary": (PrefixTuningConfig(5, prefix_init="SAMPLE_VOCAB"), False, False, False,
                           2 * L * 5 * KV),
     "prefix projection": (PrefixTuningConfig(5, True, 24), False, False, False,
-                          5 * C + (C * 24 + 24) + (24 * 2 * L * KV + 2 * L * KV)),
+                          5 * KV + (KV * 24 + 24) + (24 * 2 * L * KV + 2 * L * KV)),
     "houlsby": (HoulsbyConfig(6), False, False, False, 2 * L * (2 * C * 6 + 6 + C)),
 }
 LONG = 128                         # the vocabulary prompt has 70 vectors

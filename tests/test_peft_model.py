@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from conftest import SMALL
-from minipeft import (GPT, GPTConfig, LoraConfig, PeftModel, PrefixTuningConfig, TaskType,
+from minipeft import (GPT, GPTConfig, HoulsbyConfig, LoraConfig, PeftModel, PrefixTuningConfig, TaskType,
                       get_peft_model)
 from minipeft.train import TrainConfig, train
 
@@ -80,3 +80,12 @@ def test_any_module_with_linears_can_be_adapted_even_one_that_has_a_dequantize_m
 
     peft_model = get_peft_model(Model(), LoraConfig(r=2, target_modules=["layer"]))
     assert peft_model.get_nb_trainable_parameters() == (16, 32)
+
+
+def test_adapting_leaves_the_modes_inside_the_base_as_they_were(model):
+    model.train()
+    attention = model.model.layers[0].self_attn
+    attention.q_proj.eval()
+    peft_model = get_peft_model(model, HoulsbyConfig(4))
+    assert not attention.q_proj.training and attention.k_proj.training
+    assert peft_model.training and model.model.layers[0].self_attn.training

@@ -2,8 +2,8 @@
 
     python data/tool_calls/generate.py        writes train.jsonl and test.jsonl beside this file
 
-Ten tools. No sentence and no value of the test set occurs in the training set: each tool keeps three
-phrasings, and each slot every fifth of its values, for the test alone. The slots are wide (hundreds
+Ten tools. No phrasing and no value of the test set occurs in the training set: each tool keeps
+three phrasings, and each slot every fifth of its values, for the test alone. The slots are wide (hundreds
 of values), so that what is learned is copying, not a list. Answers are copied, never computed.
 """
 import functools
@@ -21,8 +21,8 @@ Cologne Cork Dakar Dallas Delft Denver Dublin Durban Edinburgh Esbjerg Florence 
 Ghent Glasgow Granada Graz Hamburg Hanoi Havana Helsinki Houston Jakarta Kigali Kobe Krakow Lagos
 Leeds Leipzig Lima Lisbon Liverpool London Lyon Madrid Malaga Manila Memphis Milan Montreal Nagoya
 Nairobi Nantes Naples Nice Osaka Oslo Ottawa Oxford Palermo Paris Perth Porto Prague Quito Riga Rome
-Rotterdam Salzburg Santiago Seattle Seoul Seville Sofia Stockholm Sydney Tampa Tokyo Toronto Toulouse
-Tunis Turin Utrecht Valencia Vienna Vilnius Warsaw York Zagreb""".split()
+Rotterdam Salzburg Santiago Seattle Seoul Seville Sofia Stockholm Sydney Tampa Tokyo
+Toronto Toulouse Tunis Turin Utrecht Valencia Vienna Vilnius Warsaw York Zagreb""".split()
 NAMES = """Ada Agnes Alan Alice Amir Anna Anton Bella Ben Boris Carla Carlos Clara Conor Daisy Dana
 David Diego Dora Edgar Ella Emil Emma Erik Eva Felix Fiona Frank Freya Gina Grace Greta Hana Hassan
 Hazel Henry Hugo Ida Igor Ines Iris Isaac Ivan Jack Jana Jasper Joan Jonas Julia Kai Karen Karl Kate
@@ -38,16 +38,16 @@ flour garlic grapes honey ketchup lemons lentils lettuce matches milk mushrooms 
 oats olives onions oranges pasta peaches pears pepper potatoes raisins rice salt soap sponges sugar
 tea tomatoes yogurt""".split()
 CONTAINERS = "bags bottles boxes cans jars packs tins".split()
-ROOMS = """attic balcony basement bathroom bedroom cellar corridor garage guest+room gym hall hallway
-kitchen laundry library living+room lobby loft nursery office pantry patio playroom porch sauna shed
-staircase studio study terrace workshop""".replace("+", "_").split()
+ROOMS = """attic balcony basement bathroom bedroom cellar corridor garage guest_room gym hall
+hallway kitchen laundry library living_room lobby loft nursery office pantry patio playroom porch sauna shed
+staircase studio study terrace workshop""".split()
 UNITS = """acres calories centimeters cups euros feet gallons grams hectares inches joules kilograms
 kilometers knots liters meters miles ounces pints pounds rupees stones tons yards yen""".split()
 STREETS = "Avenue Lane Road Square Street".split()
 MONTHS = """January February March April May June July August September October November
 December""".split()
-SUBJECTS = ["the bus", "the car", "the dog", "the doctor", "the game", "the landlord", "the meeting",
-            "the oven", "the package", "the plumber", "the ticket", "the train", "the wifi",
+SUBJECTS = ["the bus", "the car", "the dog", "the doctor", "the game", "the landlord",
+            "the meeting", "the oven", "the package", "the plumber", "the ticket", "the train", "the wifi",
             "my flight", "my knee", "my phone", "our boss", "our dinner", "our order", "your cat"]
 STATES = ["is here", "is late", "is ready", "is broken again", "has arrived", "needs your help",
           "was great", "looks fine now", "is almost over", "can wait", "was cancelled",
@@ -90,7 +90,8 @@ PHRASINGS = {
     "alarm": (("wake me up at {time}", "set an alarm for {time}", "I need to get up at {time}",
                "alarm at {time}", "make sure I am awake by {time}", "ring at {time}",
                "get me out of bed at {time}"),
-              ("could you wake me at {time}", "I want an alarm at {time}", "wake up call at {time}")),
+              ("could you wake me at {time}", "I want an alarm at {time}",
+               "wake up call at {time}")),
     "timer": (("start a timer for {duration}", "count down {duration}", "timer {duration}",
                "tell me when {duration} are over", "let me know in {duration}",
                "give me {duration} on the clock", "set a {duration} timer"),
@@ -157,7 +158,7 @@ def slot_names(phrasing: str) -> list[str]:
 
 @functools.cache
 def values(slot: str, held_out: bool) -> list[str]:
-    """The values of one of the two sets. Every fifth value, in an order that mixes them, is for the test alone."""
+    """The values of one of the two sets: every fifth, in a mixed order, is for the test alone."""
     order = sorted(set(SLOTS[slot]))
     random.Random(0).shuffle(order)                # the partition must not depend on SEED
     test = set(order[::5])

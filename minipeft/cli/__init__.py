@@ -15,6 +15,8 @@ COMMANDS = {
     "generate": "answer a request with SmolLM2, as it is or with an adapter",
     "merge": "merge an adapter into SmolLM2; writes a plain safetensors model for transformers",
     "memory": "plan a fine-tuning run: what will it take, and does it fit",
+    "claims": "check every claim of the lesson: verdict, numbers, source, notebook",
+    "quiz": "interview questions, one at a time, graded by yourself",
     "bench": "time the kernels beside the reference libraries",
 }
 

@@ -107,6 +107,8 @@ def start_processes() -> torch.device:
     cuda, local = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", 0))
     if "WORLD_SIZE" in os.environ:
         dist.init_process_group("nccl" if cuda else "gloo")
+    if cuda:
+        torch.cuda.set_device(local)
     return torch.device("cuda", local) if cuda else torch.device("cpu")
 
 
@@ -165,8 +167,8 @@ def show(summary: dict, out: Path) -> None:
     data = data["data"]
     print(f"examples      {data['examples'][0]} training, {data['examples'][1]} validation, "
           f"{data['left_out']} left out (longer than {data['max_length']} tokens)")
-    print(f"trained       {summary['trainable_parameters']:,} parameters, {summary['steps']} steps, "
-          f"{summary['seconds_per_step']:.2f} s a step, "
+    print(f"trained       {summary['trainable_parameters']:,} parameters, "
+          f"{summary['steps']} steps, {summary['seconds_per_step']:.2f} s a step, "
           f"{summary['tokens_per_second']:.0f} tokens/s, {summary['settings']['recipe']['dtype']}")
     print(f"validation    loss {best['loss']:.4f}, exact match {best['exact_match']:.1%}, "
           f"at step {best['step']}" + (" (stopped early)" if summary["stopped_early"] else ""))

@@ -24,7 +24,8 @@ HALF_VALUES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float
 SMALLEST, LARGEST = np.float32(SMALLEST_ABSMAX), np.float32(LARGEST_INVERSE)
 NOTHING = np.empty(0, np.float32)
 WEIGHTS_A_THREAD = 2**18        # starting a thread takes the time of about 2^16 weights
-KERNEL = dict(nogil=True, cache=True, error_model="numpy")      # numpy: 1 / 0 does not raise
+# error_model numpy: a division by zero does not raise. Helpers are compiled into the kernels.
+KERNEL = dict(nogil=True, cache=True, error_model="numpy")
 
 
 def why_not(device: torch.device) -> str | None:
@@ -38,13 +39,13 @@ def quantize(flat: Tensor, blocksize: int, code: Tensor) -> tuple[Tensor, Tensor
     packed = torch.empty(blocks.shape[0], blocksize // 2, dtype=torch.uint8)
     absmax = torch.empty(blocks.shape[0])
     share_out(quantize_blocks, *blocks.shape,
-              bits_of(blocks), midpoints(code).numpy(), packed.numpy(), absmax.numpy())
+              bits_of(blocks), tuple(midpoints(code).numpy()), packed.numpy(), absmax.numpy())
     return packed.view(-1, 1)[:-(-flat.numel() // 2)], absmax
 
 
 def dequantize(packed: Tensor, state, out: Tensor) -> None:
     """Write code[q] * absmax, a float32 product rounded to out's dtype, into `out` (n,)."""
-    whole = to_blocks(out, state.blocksize)         # out itself, or a copy if its last block is short
+    whole = to_blocks(out, state.blocksize)     # out itself; a copy if its last block is short
     codes = to_blocks(packed.view(-1), state.blocksize // 2)
     share_out(dequantize_blocks, *whole.shape, codes.numpy(), pairs(state.code), *scales(state),
               bits_of(whole))
@@ -56,8 +57,8 @@ def gemv(packed: Tensor, state, x: Tensor) -> Tensor:
     """y = W x: (in,) -> (out,), summed in float32."""
     n_out, n_in = state.shape
     y = torch.empty(n_out)
-    halves = x.float().view(-1, 2).T.contiguous()                           # (2, in / 2)
     codes = packed.view(n_out, n_in // state.blocksize, state.blocksize // 2)
+    halves = x.float().view(-1, 2).T.contiguous().view(2, *codes.shape[1:])     # even x, odd x
     share_out(gemv_rows, n_out, n_in, codes.numpy(), pairs(state.code), *scales(state),
               halves.numpy(), y.numpy())
     return y.to(x.dtype)
@@ -85,8 +86,8 @@ def bits_of(tensor: Tensor) -> np.ndarray:
 
 
 def pairs(code: Tensor) -> np.ndarray:
-    """The two values that each byte stands for, first the high half's. (256, 2)"""
-    return torch.cartesian_prod(code, code).numpy()
+    """The two float32 that each byte stands for, in one word: one load for two weights. (256,)"""
+    return torch.cartesian_prod(code, code).numpy().view(np.uint64).reshape(-1)
 
 
 def scales(state) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]:
@@ -113,7 +114,7 @@ def quantize_blocks(first, last, blocks, thresholds, packed, absmax):
             codes[i] = high << 4 | low
 
 
-@njit(cache=True)
+@njit
 def search(x, t):
     """How many of the 15 thresholds are below x: halve the candidates without a branch.
 
@@ -139,51 +140,63 @@ def dequantize_blocks(first, last, codes, pairs, absmax, code2, absmax2, offset,
         block, weights = codes[b], out[b]
         scale = scale_of(b, absmax, code2, absmax2, offset)
         for i in range(block.size):
-            weights[2 * i] = narrow(pairs[block[i], 0] * scale, weights)
-            weights[2 * i + 1] = narrow(pairs[block[i], 1] * scale, weights)
+            pair = pairs[block[i]]
+            weights[2 * i] = narrow(first_of(pair) * scale, weights)
+            weights[2 * i + 1] = narrow(second_of(pair) * scale, weights)
 
 
 @njit(**KERNEL)
 def gemv_rows(first, last, codes, pairs, absmax, code2, absmax2, offset, x, y):
-    """codes (out, blocks, blocksize / 2), x (2, blocks * blocksize / 2) -> y (out,)."""
+    """codes (out, blocks, blocksize / 2), x (2, blocks, blocksize / 2) -> y (out,)."""
     for row in range(first, last):
-        half = codes.shape[2]
         total = np.float32(0)
         for b in range(codes.shape[1]):
             scale = scale_of(row * codes.shape[1] + b, absmax, code2, absmax2, offset)
-            even, odd = x[0, b * half:(b + 1) * half], x[1, b * half:(b + 1) * half]
-            total += scale * block_dot(codes[row, b], pairs, even, odd)
+            total += scale * block_dot(codes[row, b], pairs, x[0, b], x[1, b])
         y[row] = total
 
 
-@njit(cache=True, fastmath={"reassoc", "contract"})     # lets SIMD sum in an order of its own
+@njit(fastmath={"reassoc", "contract"})     # lets SIMD sum in an order of its own
 def block_dot(codes, pairs, even, odd):
     """sum_i code[high_i] x_2i + code[low_i] x_2i+1 over one block."""
     total = np.float32(0)
     for i in range(codes.size):
-        total += pairs[codes[i], 0] * even[i] + pairs[codes[i], 1] * odd[i]
+        pair = pairs[codes[i]]
+        total += first_of(pair) * even[i] + second_of(pair) * odd[i]
     return total
 
 
-@njit(cache=True)
+@njit
+def first_of(pair):
+    """The float32 in the lower half of a word, which lies first in memory."""
+    return np.uint32(pair).view(np.float32)
+
+
+@njit
+def second_of(pair):
+    """The float32 in the upper half of a word."""
+    return np.uint32(pair >> np.uint64(32)).view(np.float32)
+
+
+@njit
 def as_float(bits):
     """The float32 with these bits."""
     return np.int32(bits).view(np.float32)
 
 
-@njit(cache=True)
+@njit
 def as_bits(value):
     """The bits of a float32."""
     return np.float32(value).view(np.int32)
 
 
-@njit(cache=True)
+@njit
 def magnitude_bits(bits):
     """The bits of |w| as float32."""
     return np.int32(as_bits(widen(bits)) & 0x7FFFFFFF)
 
 
-@njit(cache=True)
+@njit
 def to_bfloat16(value):
     """float32 -> the bits of bfloat16, its upper half, rounded to nearest, ties to even."""
     bits = np.uint32(as_bits(value))
@@ -191,7 +204,7 @@ def to_bfloat16(value):
                      >> np.uint32(16))
 
 
-@njit(cache=True)
+@njit
 def to_float16(value):
     """float32 -> the bits of float16, rounded to nearest, ties to even."""
     bits = as_bits(value)

@@ -78,9 +78,6 @@ def quantize_nf4(weight: Tensor, blocksize: int = 64, compress_statistics: bool 
 def double_quantize(state: QuantState, search: str) -> QuantState:
     """The same state with its absmax in 8 bits."""
     q8, absmax2, offset = reference.quantize_absmax(state.absmax, search)
-    if not torch.isfinite(offset):
-        raise ValueError("the mean of absmax overflows float32, so double quantization cannot store "
-                         "it; scale the weight down or use compress_statistics=False")
     state2 = QuantState(absmax2, None, DYNAMIC_CODE.to(absmax2.device), STATE2_BLOCKSIZE, None,
                         torch.float32)
     return QuantState(q8, state.shape, state.code, state.blocksize, state.quant_type, state.dtype,
@@ -98,7 +95,7 @@ def dequantize_nf4(packed: Tensor, state: QuantState, dtype: torch.dtype | None 
     if dtype is None:
         dtype = state.dtype if out is None else out.dtype
     if dtype not in DTYPES:
-        raise TypeError(f"dtype must be one of {DTYPES}, got {dtype}; convert the result afterwards")
+        raise TypeError(f"dtype must be one of {DTYPES}, got {dtype}; convert the result instead")
     if out is None:
         out = torch.empty(state.shape, dtype=dtype, device=packed.device)
     check_out(out, state, dtype, packed.device)
@@ -113,8 +110,8 @@ def gemv(packed: Tensor, state: QuantState, x: Tensor, backend: str | None = Non
     """
     check_packed(packed, state)
     if len(state.shape) != 2 or state.shape[1] % state.blocksize:
-        raise ValueError("gemv needs a weight (out, in) whose `in` is a multiple of blocksize "
-                         f"{state.blocksize}, got {tuple(state.shape)}; use dequantize_nf4(...) @ x")
+        raise ValueError("gemv needs a weight (out, in) with `in` a multiple of blocksize "
+                         f"{state.blocksize}, got {tuple(state.shape)}; use dequantize_nf4() @ x")
     if x.shape != state.shape[1:] or x.dtype not in DTYPES or x.device != packed.device:
         raise ValueError(f"x must be ({state.shape[1]},) on {packed.device}, one of {DTYPES}; "
                          f"got {tuple(x.shape)} on {x.device}, {x.dtype}")
@@ -147,7 +144,8 @@ def check_code(code: Tensor) -> str:
         raise ValueError(f"code must be a float32 tensor of 16 values, got {got}")
     code = code.cpu()
     if not torch.isfinite(code).all() or (code[1:] < code[:-1]).any():
-        raise ValueError(f"code must be finite and sorted, got {code.tolist()}; use code.sort().values")
+        raise ValueError(f"code must be finite and sorted, got {code.tolist()}; "
+                         "use code.sort().values")
     return next((name for name, known in CODES.items() if torch.equal(code, known)), "custom")
 
 
@@ -175,6 +173,6 @@ def check_out(out: Tensor, state: QuantState, dtype: torch.dtype, device: torch.
     """The output buffer's shape, dtype, device and layout."""
     if (out.shape != state.shape or out.dtype != dtype or out.device != device
             or not out.is_contiguous()):
-        raise ValueError(f"out must be contiguous, {dtype}, shape {tuple(state.shape)}, on {device}; "
-                         f"got {out.dtype}, shape {tuple(out.shape)}, on {out.device}, "
+        raise ValueError(f"out must be contiguous, {dtype}, {tuple(state.shape)}, on {device}; got "
+                         f"{out.dtype}, {tuple(out.shape)}, on {out.device}, "
                          f"contiguous: {out.is_contiguous()}")

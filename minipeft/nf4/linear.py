@@ -1,4 +1,4 @@
-"""y = x W^T + b with W kept in 4 bits and frozen: the base of QLoRA (Dettmers et al. 2023, eq. 5)."""
+"""y = x W^T + b with W frozen in 4 bits: the base of QLoRA (Dettmers et al. 2023, eq. 5)."""
 from collections.abc import Iterable
 
 import torch
@@ -92,7 +92,7 @@ class NF4Linear(nn.Module):
     def fill(self, packed: Tensor, state: QuantState) -> None:
         """Take over these codes and statistics."""
         self.packed = packed
-        self.absmax = state.absmax.view(torch.uint8)
+        self.absmax = state.absmax.view(torch.uint8).clone()     # not a slice of padded blocks
         if self.double_quant:
             self.absmax2 = state.state2.absmax.view(torch.uint8)
             self.offset = state.offset.view(1).view(torch.uint8)
@@ -183,7 +183,7 @@ def matches(path: str, name: str) -> bool:
 
 
 def check_skip(skip: tuple[str, ...], paths: list[str]) -> None:
-    """Every name must mean some Linear, lest a misspelt one be quantized; lm_head is the default."""
+    """Every name must mean some Linear, but the default may not: a misspelt name raises."""
     for name in skip:
         if name != "lm_head" and not any(matches(path, name) for path in paths):
             raise ValueError(f"skip name {name!r} matches no nn.Linear; names are whole dotted "

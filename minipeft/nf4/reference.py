@@ -1,7 +1,7 @@
 """4-bit blockwise quantization in plain torch: the specification that cpu.py and gpu.py repeat.
 
-    absmax_b = max |x_i|  over block b                 blocks are flat, row-major, `blocksize` weights
-    q_i      = number of thresholds below x_i * (1 / absmax_b)                    0..15, a tie goes down
+    absmax_b = max |x_i|  over block b                 flat, row-major, `blocksize` weights each
+    q_i      = number of thresholds below x_i * (1 / absmax_b)               0..15; a tie goes down
     x_i     ~= code[q_i] * absmax_b                    QLoRA, Dettmers et al. 2023, section 3
 
     thresholds: the 15 float32 midpoints of `code`; two q share a byte, the first in the high half.
@@ -90,7 +90,7 @@ def quantize(flat: Tensor, blocksize: int, code: Tensor) -> tuple[Tensor, Tensor
     blocks = to_blocks(flat.float(), blocksize)                     # (N, blocksize)
     absmax = blocks.abs().amax(dim=1)
     scaled = (blocks * inverse(absmax)[:, None]).flatten()[:flat.numel()]
-    scaled = F.pad(scaled, (0, scaled.numel() % 2))                 # an odd n: the last half is q(0)
+    scaled = F.pad(scaled, (0, scaled.numel() % 2))             # an odd n: the last half is q(0)
     q = torch.bucketize(scaled, midpoints(code)).to(torch.uint8)    # right=False: a tie goes down
     return (q[0::2] << 4 | q[1::2])[:, None], absmax
 
@@ -103,6 +103,9 @@ def quantize_absmax(absmax: Tensor, search: str) -> tuple[Tensor, Tensor, Tensor
     rounded to 16 bits (its CPU kernel), so values below 2e-5 of absmax2 all become one code.
     """
     offset = absmax.mean()
+    if not torch.isfinite(offset):
+        raise ValueError("the mean of absmax overflows float32, so that double quantization cannot "
+                         "store it; scale the weight down or use compress_statistics=False")
     blocks = to_blocks(absmax - offset, STATE2_BLOCKSIZE)
     absmax2 = blocks.abs().amax(dim=1)
     scaled = blocks * inverse(absmax2)[:, None]                     # (N / 256, 256)
@@ -146,7 +149,7 @@ def dequantize(packed: Tensor, state, out: Tensor) -> None:
 
 
 def gemv(packed: Tensor, state, x: Tensor) -> Tensor:
-    """y = W x, (in,) -> (out,), in float32 by way of the whole W; the other backends never build W."""
+    """y = W x, (in,) -> (out,), in float32 by way of W, which the other backends never build."""
     weight = torch.empty(state.shape, device=x.device)
     dequantize(packed, state, weight.view(-1))
     return (weight @ x.float()).to(x.dtype)

@@ -41,14 +41,15 @@ class QuantState:
 
     def to(self, device) -> "QuantState":
         """The same state on another device."""
-        moved = {name: getattr(self, name).to(device)
-                 for name in ("absmax", "code", "offset", "state2") if getattr(self, name) is not None}
-        return replace(self, **moved)
+        pieces = {name: getattr(self, name) for name in ("absmax", "code", "offset", "state2")}
+        return replace(self, **{name: piece.to(device)
+                                for name, piece in pieces.items() if piece is not None})
 
     def as_dict(self, packed: bool = False) -> dict:
         """bitsandbytes' dictionary; packed: tensors only, the rest as JSON bytes in one of them."""
-        entries = {"quant_type": self.quant_type, "absmax": self.absmax, "blocksize": self.blocksize,
-                   "quant_map": self.code, "dtype": dtype_name(self.dtype), "shape": tuple(self.shape)}
+        entries = {"quant_type": self.quant_type, "absmax": self.absmax,
+                   "blocksize": self.blocksize, "quant_map": self.code,
+                   "dtype": dtype_name(self.dtype), "shape": tuple(self.shape)}
         if self.nested:
             entries |= {"nested_absmax": self.state2.absmax,
                         "nested_blocksize": self.state2.blocksize,
@@ -83,7 +84,8 @@ def check_state(state: QuantState) -> None:
 def check_state2(state: QuantState, n_blocks: int) -> None:
     """The same for the pieces that double quantization adds."""
     if state.state2.blocksize != STATE2_BLOCKSIZE:
-        raise ValueError(f"state2.blocksize must be {STATE2_BLOCKSIZE}, got {state.state2.blocksize}")
+        raise ValueError(f"state2.blocksize must be {STATE2_BLOCKSIZE}, "
+                         f"got {state.state2.blocksize}")
     n_blocks2 = -(-n_blocks // STATE2_BLOCKSIZE)
     device = state.absmax.device
     check_piece("state2.absmax", state.state2.absmax, (n_blocks2,), torch.float32, device)
@@ -111,7 +113,7 @@ def pack(entries: dict) -> dict[str, Tensor]:
     """Tensors as they are, everything else as one JSON string in a uint8 tensor."""
     if entries["quant_type"] != "nf4":
         raise ValueError("bitsandbytes' file layout names the code only by its type, so as_dict("
-                         f"packed=True) is for nf4, got {entries['quant_type']!r}; use packed=False")
+                         f"packed=True) is for nf4, not {entries['quant_type']!r}; packed=False")
     tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
     rest = {key: value for key, value in entries.items() if key not in tensors}
     text = bytearray(json.dumps(rest), "utf-8")
@@ -127,16 +129,17 @@ def unpack(entries: dict) -> dict:
         try:
             entries |= json.loads(text)
         except (ValueError, TypeError) as error:
-            raise ValueError(f"{PACKED_KEY} must hold a JSON dictionary, got {text[:40]!r}") from error
+            raise ValueError(f"{PACKED_KEY} must hold a JSON dictionary, "
+                             f"got {text[:40]!r}") from error
     return entries
 
 
 def state_from_entries(entries: dict) -> QuantState:
     """ValueError for keys that are missing or not bitsandbytes'."""
     wanted = {"quant_type", "absmax", "blocksize", "quant_map", "dtype", "shape"}
-    nested = {"nested_absmax", "nested_blocksize", "nested_quant_map", "nested_dtype", "nested_offset"}
     if any(key.startswith("nested_") for key in entries):
-        wanted |= nested
+        wanted |= {f"nested_{name}" for name in ("absmax", "blocksize", "quant_map", "dtype",
+                                                 "offset")}
     if set(entries) != wanted:
         raise ValueError(f"a QuantState dictionary needs the keys {sorted(wanted)}; "
                          f"missing {sorted(wanted - set(entries))}, "

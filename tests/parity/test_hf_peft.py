@@ -110,9 +110,9 @@ def test_an_adapter_of_hf_peft_computes_the_same_here(name, models, tmp_path, co
         compare(f"{name}: gradients", AGAINST, gradients[key], expected[key], SAME)
 
 
-def test_a_projected_prefix_computes_and_learns_the_same(tmp_path, compare):
+def test_a_projected_prefix_computes_and_learns_the_same(models, tmp_path, compare):
     name = "prefix tuning, projected"
-    gpt, llama = pair(MODELS["heads, untied"])
+    gpt, llama = models
     theirs, ours = hf_adapted(llama, name), get_peft_model(gpt, OURS[name]).eval()
     encoder, L = theirs.prompt_encoder.default, gpt.config.num_hidden_layers
     prefixes = [a.prefix for a in ours.adapter_sets["default"].values()]
@@ -267,7 +267,8 @@ def test_the_printed_line_is_theirs(models, capsys):
     assert mine == their
 
 
-@pytest.mark.parametrize("name", ["LoRA", "LoRA, all-linear", "prompt tuning", "prefix tuning"])
+@pytest.mark.parametrize("name", ["LoRA", "LoRA, all-linear", "prompt tuning", "prefix tuning",
+                                  "prefix tuning, projected"])
 def test_the_counts_are_theirs(name, models):
     gpt, llama = models
     assert (get_peft_model(gpt, OURS[name]).get_nb_trainable_parameters()

@@ -31,7 +31,7 @@ def to_linear4bit(linear: nn.Linear, double_quant: bool) -> bnb.nn.Linear4bit:
                               compute_dtype=linear.weight.dtype, quant_type="nf4",
                               compress_statistics=double_quant)
     layer.load_state_dict(linear.state_dict())
-    # without this an evaluation forward on AVX512_BF16 CPUs repacks the weight in place, to bfloat16
+    # without this an evaluation forward on AVX512_BF16 CPUs repacks the weight, in bfloat16
     layer.support_avx512bf16_for_cpu = False
     return layer.to("cpu")                  # moving it is what quantizes it
 
@@ -74,7 +74,8 @@ def test_the_stored_bytes_are_bitsandbytes(models, compare):
         mine, theirs = state.as_dict(packed=True), their_state.as_dict(packed=True)
         assert mine.keys() == theirs.keys()
         for key in mine.keys() - {"quant_state.bitsandbytes__nf4"}:
-            compare("NF4: statistics of the state dict", "`bitsandbytes`", mine[key], theirs[key], 0)
+            compare("NF4: statistics in the state dict", "`bitsandbytes`", mine[key], theirs[key],
+                    0)
         mine, theirs = (json.loads(bytes(d["quant_state.bitsandbytes__nf4"].tolist()))
                         for d in (mine, theirs))
         offsets = [d.pop("nested_offset", 0.0) for d in (mine, theirs)]
@@ -157,6 +158,6 @@ def test_merging_gives_their_dequantized_weights_plus_the_update(models, tmp_pat
     assert len(expected) == 14
     for path, W in expected.items():
         # s multiplies B here and B A there: 1 ulp of the update
-        compare("QLoRA: merged weights", AGAINST, merged.get_submodule(path).weight.data, W.detach(),
-                1e-6)
+        compare("QLoRA: merged weights", AGAINST, merged.get_submodule(path).weight.data,
+                W.detach(), 1e-6)
     compare("QLoRA: merged logits", "itself, unmerged", merged(IDS), logits, SAME)

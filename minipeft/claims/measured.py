@@ -1,0 +1,83 @@
+"""What cannot be computed: losses, timings, forgetting. Stored, and made again on demand.
+
+    FOLDER/compare/compare.json     python -m minipeft compare --out FOLDER/compare
+    FOLDER/claims.json              what no other command measures
+    python -m minipeft claims --remeasure --out FOLDER makes both
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from .. import compare, world
+from ..gpt import GPT
+from ..lora import LoraConfig
+from ..peft_model import get_peft_model
+from ..pretrain import load_base
+from ..train import TrainConfig, evaluate, train
+
+STORED = Path(__file__).parents[2] / "benchmarks" / "results"
+FILES = ("compare/compare.json", "claims.json")
+RANK_ONE_LR = 3e-3          # of LoRA with r = 1 on all linears
+ENERGY = 0.9                # share of an update's squared norm that its rank must hold
+
+
+@dataclass(frozen=True)
+class Measurements:
+    compare: dict      # compare.compare's results
+    ranks: dict        # ranks()'s
+
+
+def stored(folder: Path = STORED) -> Measurements:
+    """FileNotFoundError says how to make what is missing."""
+    for name in FILES:
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"no measurements in {folder / name}; make them with: "
+                                    f"python -m minipeft claims --remeasure")
+    return Measurements(*(json.loads((folder / name).read_text(encoding="utf-8"))
+                          for name in FILES))
+
+
+def remeasure(folder: Path, seeds: int, workers: int, progress=None) -> Measurements:
+    """Everything once more, into `folder`; finished runs of `compare` in it are kept."""
+    (folder / "compare").mkdir(parents=True, exist_ok=True)
+    results = compare.compare(list(compare.ARMS), list(compare.STEPS), seeds, folder / "compare",
+                              workers, progress=progress)
+    found = ranks(progress)
+    compare.write_json(folder / FILES[1], found)
+    return Measurements(results, found)
+
+
+def ranks(progress=None) -> dict:
+    """How much rank a new skill uses: of full fine-tuning's own update, and of LoRA with r = 1.
+
+    One seed, the task NOVEL. `update` has, for each linear, how many singular directions hold
+    ENERGY of the update's squared norm.
+    """
+    torch.manual_seed(0)
+    base = load_base(0)
+    before = {name: W.clone() for name, W in matrices(base).items()}
+    full = score(base, compare.learning_rate("full", "novel"), progress)
+    update = {name: energy_rank(W - before[name]) for name, W in matrices(base).items()}
+    config = LoraConfig(r=1, lora_alpha=16, target_modules="all-linear")
+    one = score(get_peft_model(load_base(0), config), RANK_ONE_LR, progress)
+    return dict(machine=compare.machine(), energy=ENERGY, update=update,
+                width=base.config.hidden_size, exact_match={"full": full, "r=1": one})
+
+
+def matrices(model: GPT) -> dict[str, torch.Tensor]:
+    return {name: p.detach() for name, p in model.named_parameters() if name.endswith("proj.weight")}
+
+
+def score(model, lr: float, progress) -> float:
+    """Exact match after learning NOVEL at this rate."""
+    task, steps = world.TASKS["novel"], compare.STEPS["novel"]
+    train(model, task.batches(steps, compare.BATCH, 0), TrainConfig(lr=lr), steps, progress)
+    return evaluate(model, task.prompts(compare.PROMPTS, "report"))[1]
+
+
+def energy_rank(delta: torch.Tensor) -> int:
+    """The fewest singular directions that hold ENERGY of the squared norm."""
+    energy = torch.linalg.svdvals(delta.double()).square().cumsum(0)
+    return int((energy < ENERGY * energy[-1]).sum()) + 1

@@ -1,0 +1,50 @@
+"""`minipeft claims`: every sentence of the lesson that can be checked, checked."""
+import json
+import os
+import sys
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from .. import claims
+from ..claims import report
+from . import UsageError
+
+EXAMPLE = "python -m minipeft claims --markdown"
+
+
+def arguments(parser) -> None:
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="print a markdown table")
+    form.add_argument("--json", action="store_true", help="print JSON: id, claim, verdict, value, "
+                                                          "source, notebook")
+    form.add_argument("--page", action="store_true", help="print benchmarks/CLAIMS.md: measured "
+                                                          "values as ranges")
+    parser.add_argument("--remeasure", action="store_true",
+                        help="measure afresh what is not computed (minutes), in place of reading "
+                             "the stored results")
+    parser.add_argument("--out", type=Path, default=Path("results"),
+                        help="folder for what --remeasure measures (default: results)")
+    parser.add_argument("--seeds", type=int, default=3, help="of --remeasure (default: 3)")
+
+
+def run(args) -> None:
+    if args.seeds < 1:
+        raise UsageError(f"--seeds must be at least 1, got {args.seeds}")
+    progress = partial(tqdm, file=sys.stderr, dynamic_ncols=True)
+    measurements = (claims.remeasure(args.out, args.seeds, min(os.cpu_count() or 1, 8), progress)
+                    if args.remeasure else claims.stored())
+    rows = report.evaluate(claims.CLAIMS, measurements, partial(progress, leave=False))
+    print(formatted(rows, args))
+    failed = [row.claim.id for row in rows if not row.holds]
+    if failed:
+        raise ValueError(f"the checks of claims {', '.join(map(str, failed))} failed")
+
+
+def formatted(rows: list, args) -> str:
+    if args.json:
+        return json.dumps([row.as_dict() for row in rows], indent=1, ensure_ascii=False)
+    if args.page:
+        return report.page(rows).rstrip("\n")
+    return report.markdown(rows) if args.markdown else report.text(rows)

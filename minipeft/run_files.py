@@ -1,0 +1,117 @@
+"""The folder of a fine-tuning run.
+
+    run.json                  the settings, and the sha256 of the data
+    checkpoint.safetensors    all that the next step depends on
+    adapter_*                 what was trained, at its lowest validation loss, in HF PEFT's files
+    report.json, curves.png   what came out
+
+Every file is written under a temporary name and renamed.
+"""
+import json
+import os
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from .gpt import GPT
+from .nf4 import quantize_model
+from .peft_model import PeftModel
+
+RUN, CHECKPOINT, WEIGHTS = "run.json", "checkpoint.safetensors", "model.safetensors"
+REPORT, CURVES = "report.json", "curves.png"
+
+
+def write_checkpoint(folder: Path, tensors: dict[str, Tensor], history: dict) -> None:
+    """One file, so that it is whole or absent."""
+    part = folder / (CHECKPOINT + ".part")
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, part,
+              metadata={"history": json.dumps(history)})
+    os.replace(part, folder / CHECKPOINT)
+
+
+def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
+    """(tensors, history), None if there is none yet; ValueError for a file that is damaged."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, "pt") as file:
+            return load_file(path), json.loads(file.metadata()["history"])
+    except (SafetensorError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); delete it, and the run starts "
+                         f"anew") from None
+
+
+def save_trained(model: nn.Module, folder: Path) -> None:
+    """The adapter, or after full fine-tuning every weight."""
+    if isinstance(model, PeftModel):
+        model.save_pretrained(folder)
+    else:
+        write_weights(model, folder)
+
+
+def write_weights(model: GPT, folder: Path) -> None:
+    """model.safetensors under HuggingFace's names; a tied head is in it once, as the embedding."""
+    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
+    weights = {name: t.contiguous() for name, t in model.state_dict().items() if name not in tied}
+    part = folder / (WEIGHTS + ".part")
+    save_file(weights, part, metadata={"format": "pt"})
+    os.replace(part, folder / WEIGHTS)
+
+
+def load_trained(model: GPT, folder: Path) -> nn.Module:
+    """`model` with what the run in `folder` has trained, or with any HF PEFT adapter there."""
+    folder = Path(folder)
+    settings = read_settings(folder) if (folder / RUN).exists() else {"recipe": {"method": "lora"}}
+    if settings["recipe"]["method"] == "qlora":
+        quantize_model(model)                           # the adapter has learned to stand on this
+    if settings["recipe"]["method"] != "full":
+        return PeftModel.from_pretrained(model, folder)
+    model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+    model.tie_weights()
+    return model
+
+
+def new_folder(folder: Path) -> None:
+    """Make the folder of a new run; ValueError if it holds anything already."""
+    if folder.exists() and not folder.is_dir():
+        raise NotADirectoryError(f"a run is kept in a folder, but {folder} is a file")
+    if folder.exists() and any(folder.iterdir()):
+        another = (folder / RUN).exists()
+        raise ValueError(f"{folder} holds {'another run' if another else 'other files'}; choose "
+                         f"another folder" + (", or continue it with --resume" if another else ""))
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def read_settings(folder: Path) -> dict:
+    if not (folder / RUN).is_file():
+        raise FileNotFoundError(f"{folder} holds no {RUN}, so there is no run to continue")
+    try:
+        return json.loads((folder / RUN).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{folder / RUN} is not valid JSON: {error}") from None
+
+
+def write_json(path: Path, content: dict) -> None:
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def draw_curves(history: dict, path: Path) -> None:
+    """Training loss a step, validation loss and exact match, over the steps."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
+    steps = [scores["step"] for scores in history["validation"]]
+    axes.plot(range(1, len(history["loss"]) + 1), history["loss"], alpha=0.5, label="training loss")
+    axes.plot(steps, [s["loss"] for s in history["validation"]], "o-", label="validation loss")
+    axes.set(xlabel="step", ylabel="nats per labelled token", yscale="log")
+    right = axes.twinx()
+    right.plot(steps, [s["exact_match"] for s in history["validation"]], "s--", color="tab:green",
+               label="validation exact match")
+    right.set(ylabel="exact match", ylim=(0, 1))
+    figure.legend(loc="outside upper center", ncols=3)
+    figure.savefig(path, dpi=110, format="png")

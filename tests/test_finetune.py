@@ -1,0 +1,361 @@
+"""Fine-tuning runs: data, steps, checkpoints, processes, commands, on a tiny random model."""
+import copy
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import SMALL
+
+from minipeft import GPT, chat
+from minipeft.finetune import (METHODS, Recipe, Run, Schedule, accumulate, adapt, finetune, report,
+                               validate)
+from minipeft.peft_model import PeftModel
+from minipeft.run_files import load_trained, new_folder, read_checkpoint, write_json
+from minipeft.train import IGNORE
+
+
+def encode(text: str) -> list[int]:
+    """A token a byte, within the tiny model's vocabulary."""
+    return [byte % SMALL.vocab_size for byte in text.encode()]
+
+
+def tiny() -> GPT:
+    torch.manual_seed(0)
+    return GPT(SMALL)
+
+
+def examples(n: int, seed: int = 0) -> list[chat.Example]:
+    """Random ids of 5 to 12 tokens; the last 3 are labelled."""
+    generator = torch.Generator().manual_seed(seed)
+    made = []
+    for _ in range(n):
+        T = int(torch.randint(5, 13, (), generator=generator))
+        ids = torch.randint(0, SMALL.vocab_size, (T,), generator=generator).tolist()
+        made.append((ids, [IGNORE] * (T - 3) + ids[-3:]))
+    return made
+
+
+def started(folder: Path, method: str = "lora", lr: float = 1e-2, **schedule) -> Run:
+    recipe = Recipe(method, None if method == "full" else 2, lr)
+    sizes = dict(steps=6, batch_size=4, micro_batch=4, every=2, patience=9) | schedule
+    new_folder(folder) if not (folder / "run.json").exists() else None
+    write_json(folder / "run.json", {"recipe": {"method": method}})
+    return Run(adapt(tiny(), recipe), recipe, Schedule(**sizes), folder)
+
+
+def take(run: Run, steps: int = 99) -> dict:
+    for _, history in zip(range(steps), finetune(run, examples(20), examples(6, seed=1))):
+        pass
+    return history
+
+
+# Data
+
+
+def test_labels_are_what_the_assistant_says_and_the_end_of_its_turn():
+    messages = [{"role": "system", "content": "S"}, {"role": "user", "content": "a"},
+                {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"},
+                {"role": "assistant", "content": "d"}]
+    ids, labels = chat.encode_example(messages, lambda text: [ord(c) for c in text])
+    assert "".join(map(chr, ids)) + "\n" == chat.chat_text(messages, add_generation_prompt=False)
+    said = "".join(chr(label) for label in labels if label != IGNORE)
+    assert said == "b<|im_end|>d<|im_end|>"
+    assert all(label in (IGNORE, token) for token, label in zip(ids, labels))
+
+
+def test_a_prompt_is_encoded_as_it_will_be_when_the_model_answers():
+    line = json.dumps({"prompt": "hi", "completion": "ho"})
+    ids, labels = chat.encode_example(chat.parse_line(line, "here"), encode)
+    asked = encode(chat.chat_text([{"role": "user", "content": "hi"}]))
+    assert ids[:len(asked)] == asked and labels[:len(asked)] == [IGNORE] * len(asked)
+    assert labels[len(asked):] == encode("ho<|im_end|>")
+
+
+@pytest.mark.parametrize("line, message", [
+    ('{"prompt": "a"', "line 2: not valid JSON"),
+    ('["a", "b"]', "line 2: must be an object, got list"),
+    ('{"prompt": "a"}', "line 2: .*completion missing, it has prompt"),
+    ('{"messages": []}', "line 2: messages must be a non-empty list"),
+    ('{"prompt": "a", "completion": ""}', "line 2: what the assistant says must be a text"),
+    ('{"prompt": 7, "completion": "b"}', "line 2: what the user says must be a text.*got 7"),
+    ('{"messages": [{"role": "bot", "content": "x"}]}', "line 2: .*roles system, user, assistant"),
+    ('{"messages": [{"role": "user", "content": "x"}]}', "line 2: the last message must be")])
+def test_a_line_that_is_no_example_is_named_by_its_number(tmp_path, line, message):
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"prompt": "a", "completion": "b"}\n' + line + "\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=message):
+        chat.read_jsonl(path)
+
+
+def test_no_file_an_empty_file_one_example_or_only_long_ones_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no data file"):
+        chat.read_jsonl(tmp_path / "none.jsonl")
+    (tmp_path / "empty.jsonl").write_text("\n\n")
+    with pytest.raises(ValueError, match="holds no examples"):
+        chat.read_jsonl(tmp_path / "empty.jsonl")
+    with pytest.raises(ValueError, match="at least 2 examples, got 1"):
+        chat.split(examples(1), 48, seed=0)
+    with pytest.raises(ValueError, match="all 5 examples are longer than 4 tokens, the shortest"):
+        chat.fitting(examples(5), 4)
+
+
+def test_a_split_shares_no_example_and_loses_none():
+    training, validation = chat.split(list(range(100)), 48, seed=0)
+    assert len(validation) == 10 and sorted(training + validation) == list(range(100))
+
+
+def test_an_epoch_takes_every_example_once_and_neighbours_in_length_together():
+    lengths = torch.randint(5, 50, (64,), generator=torch.Generator().manual_seed(0)).tolist()
+    plan = chat.batch_plan(lengths, 4, seed=0)
+    epochs = [[next(plan) for _ in range(16)] for _ in range(2)]
+    for epoch in epochs:
+        assert sorted(i for batch in epoch for i in batch) == list(range(64))
+        padding = sum(max(lengths[i] for i in b) - lengths[j] for b in epoch for j in b)
+        assert padding < 64 * 4          # unsorted batches of these lengths have about 14 each
+    assert epochs[0] != epochs[1]
+
+
+def test_padding_changes_no_loss():
+    model, batch = tiny().eval(), examples(6)
+    with torch.no_grad():
+        alone = [F.cross_entropy(model(torch.tensor([ids]))[0, -4:-1], torch.tensor(ids[-3:]),
+                                 reduction="sum") for ids, _ in batch]
+    # float32 sums in another order
+    assert validate(model, batch, 6)["loss"] == pytest.approx(sum(alone).item() / 18, rel=1e-5)
+
+
+# Steps
+
+
+def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch():
+    whole, parts = tiny(), tiny()
+    a, b = accumulate(whole, examples(7), 7), accumulate(parts, examples(7), 2)
+    assert a[0] == pytest.approx(b[0], rel=1e-5) and a[1] == b[1]
+    for p, q in zip(whole.parameters(), parts.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)   # sums in another order
+
+
+def test_exact_match_is_what_greedy_decoding_answers_without_a_fault():
+    model, made = tiny().eval(), []
+    for ids, labels in examples(12):
+        if len(made) % 2:                # every other answer is the model's own
+            ids = model.generate(torch.tensor([ids[:-3]]), 3)[0].tolist()
+            labels = labels[:-3] + ids[-3:]
+        made.append((ids, labels))
+    right = [model.generate(torch.tensor([ids[:-3]]), 3)[0].tolist() == ids for ids, _ in made]
+    assert 0 < sum(right) < 12
+    assert validate(model, made, 5)["exact_match"] == sum(right) / 12
+
+
+def test_recomputing_activations_changes_no_gradient():
+    kept, again = (adapt(tiny(), Recipe("lora", 2, 1e-3, recompute=r)) for r in (False, True))
+    assert accumulate(kept, examples(4), 4) == accumulate(again, examples(4), 4)
+    pairs = zip(kept.parameters(), again.parameters())
+    assert all(torch.equal(p.grad, q.grad) for p, q in pairs if p.requires_grad)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_learns_is_kept_and_loads_as_it_was_at_its_best(method, tmp_path):
+    run = started(tmp_path / "run", method, lr=3e-3 if method == "full" else 3e-2, steps=12)
+    history = take(run)
+    assert history["loss"][-1] < history["loss"][0]
+    loaded = load_trained(tiny(), tmp_path / "run")
+    assert validate(loaded, examples(6, seed=1), 4)["loss"] == pytest.approx(
+        run.best()["loss"], rel=1e-5)          # the same sums; the file holds float32
+    assert isinstance(loaded, PeftModel) == (method != "full")
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("dora", 8, 1e-3), "method must be one of 'lora'"),
+    (("lora", 0, 1e-3), "size must be a whole"),
+    (("full", None, 1e-3, "bfloat16"), "full fine-tuning wants dtype float32")])
+def test_an_impossible_recipe_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(*arguments)
+
+
+# Runs
+
+
+def test_a_run_continues_from_its_checkpoint_bitwise(tmp_path):
+    straight, broken = started(tmp_path / "a"), started(tmp_path / "b")
+    take(straight)
+    take(broken, steps=5)                          # killed after step 5; the checkpoint is of 4
+    resumed = started(tmp_path / "b")
+    resumed.restore()
+    assert resumed.done == 4
+    take(resumed)
+    for key in ("loss", "grad_norm", "tokens", "validation"):
+        assert resumed.history[key] == straight.history[key]
+    (a, _), (b, _) = read_checkpoint(tmp_path / "a"), read_checkpoint(tmp_path / "b")
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    adapters = [(tmp_path / x / "adapter_model.safetensors").read_bytes() for x in "ab"]
+    assert adapters[0] == adapters[1]
+
+
+def test_the_random_numbers_continue_too(tmp_path):
+    run = started(tmp_path / "a")
+    take(run, steps=2)
+    expected = torch.rand(3)
+    run.restore()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(tmp_path):
+    run = started(tmp_path / "a")
+    take(run, steps=2)
+    (tmp_path / "a" / "checkpoint.safetensors").write_bytes(b"\x10" * 40)
+    with pytest.raises(ValueError, match="checkpoint.safetensors is damaged"):
+        run.restore()
+
+
+def test_a_run_without_progress_ends_early_and_keeps_its_best(tmp_path):
+    run = started(tmp_path / "a", lr=1e-12, steps=50, every=1, patience=3)
+    run.validate = lambda examples: run.history["validation"].append(
+        {"step": run.done, "loss": 1.0 + run.done, "exact_match": 0.0})
+    take(run)
+    assert run.done == 4 and run.best()["step"] == 1          # 1 and three without a better loss
+    assert report(run, {})["stopped_early"]
+
+
+def test_a_loss_that_is_not_finite_stops_before_anything_changes(tmp_path):
+    run = started(tmp_path / "a")
+    take(run, steps=2)
+    with torch.no_grad():
+        list(run.trained.values())[-1].fill_(float("nan"))
+    before = copy.deepcopy(list(run.trained.values()))
+    with pytest.raises(FloatingPointError, match="step 3: the loss is nan.*learning rate below"):
+        take(run)
+    for parameter, was in zip(run.trained.values(), before):
+        torch.testing.assert_close(parameter, was, rtol=0, atol=0, equal_nan=True)
+    tensors, history = read_checkpoint(tmp_path / "a")
+    assert len(history["loss"]) == 2 and all(t.isfinite().all() for t in tensors.values())
+
+
+def test_a_folder_that_holds_something_is_refused(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="holds other files; choose another folder"):
+        new_folder(tmp_path)
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(ValueError, match="holds another run; .*--resume"):
+        new_folder(tmp_path)
+    with pytest.raises(NotADirectoryError):
+        new_folder(tmp_path / "notes.txt")
+
+
+def test_the_report_counts_the_bytes_of_gradients_of_the_adapter_and_of_the_whole_model(tmp_path):
+    run = started(tmp_path / "a")
+    take(run)
+    counts = report(run, {})["gradient_bytes_per_step"]
+    assert counts == {"this": 4 * sum(p.numel() for p in run.trained.values()),
+                      "full": 4 * sum(p.numel() for p in tiny().parameters())}
+
+
+PROCESS = """
+import sys; sys.path.insert(0, {tests!r})
+import torch, torch.distributed as dist
+from pathlib import Path
+from test_finetune import started, take
+torch.set_flush_denormal(True); torch.set_num_threads(1)
+dist.init_process_group("gloo")
+folder = Path({folder!r}) / str(dist.get_rank())
+history = take(started(folder, batch_size=5, micro_batch=2))
+(folder / "loss").write_text(repr((history["loss"], history["validation"])))
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_take_the_same_steps_as_one_with_the_same_batches(tmp_path):
+    alone = take(started(tmp_path / "alone", batch_size=5, micro_batch=2))
+    script = tmp_path / "process.py"
+    script.write_text(PROCESS.format(tests=str(Path(__file__).parent), folder=str(tmp_path)))
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone",
+                           "--nproc-per-node", "2", script], capture_output=True, timeout=300,
+                          text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    for rank in "01":
+        loss, validation = eval((tmp_path / rank / "loss").read_text())
+        assert loss == pytest.approx(alone["loss"], rel=1e-4)      # float32 sums in another order
+        assert validation[-1]["loss"] == pytest.approx(alone["validation"][-1]["loss"], rel=1e-4)
+    assert (tmp_path / "0" / "checkpoint.safetensors").exists()
+    assert not (tmp_path / "1" / "checkpoint.safetensors").exists()      # one process writes
+
+
+# The commands, with the tiny model in SmolLM2's place
+
+
+class Tokenizer:
+    """As `tokenizers.Tokenizer`: a token a byte."""
+
+    def encode(self, text):
+        return type("Encoding", (), {"ids": encode(text)})
+
+    def decode(self, ids):
+        return "".join(chr(97 + i % 26) for i in ids)
+
+    def token_to_id(self, word):
+        return 60
+
+
+@pytest.fixture
+def command(monkeypatch, tmp_path):
+    pytest.importorskip("tokenizers")
+    from minipeft.__main__ import main
+    from minipeft.cli import finetune, generate, merge
+    from dataclasses import replace
+
+    def load():
+        torch.manual_seed(0)
+        return GPT(replace(SMALL, max_position_embeddings=256)).eval(), Tokenizer()
+
+    for module in (finetune, generate, merge):
+        monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(merge, "write_transformers_files", lambda *arguments: None)
+    monkeypatch.chdir(tmp_path)
+    with open("data.jsonl", "w", encoding="utf-8") as file:
+        for i in range(30):
+            file.write(json.dumps({"prompt": f"say {i}", "completion": str(i)}) + "\n")
+    return main
+
+
+FINETUNE = "finetune --data data.jsonl --out run --steps 4 --every 2 --size 2 --dtype float32"
+
+
+def test_a_run_leaves_an_adapter_a_report_and_curves_and_says_so(command, capsys):
+    assert command(FINETUNE.split()) == 0
+    assert {p.name for p in Path("run").iterdir()} == {
+        "run.json", "checkpoint.safetensors", "adapter_config.json", "adapter_model.safetensors",
+        "report.json", "curves.png"}
+    kept = json.loads(Path("run/report.json").read_text())
+    assert kept["steps"] == 4 and kept["settings"]["data"]["examples"] == [27, 3]
+    out, err = capsys.readouterr()
+    assert "27 training, 3 validation, 0 left out" in out and "tokens/s" in err
+    assert command(["generate", "say", "3", "--adapter", "run", "--compare",
+                    "--max-new-tokens", "4"]) == 0
+    assert capsys.readouterr().out.startswith("base     ")
+    assert command(["merge", "run", "--out", "merged"]) == 0
+    assert (Path("merged") / "model.safetensors").exists()
+
+
+def test_a_second_run_into_the_folder_is_refused_and_resume_wants_no_settings(command, capsys):
+    assert command(FINETUNE.split()) == 0
+    assert command(FINETUNE.split()) == 1
+    assert "run holds another run" in capsys.readouterr().err
+    assert command("finetune --resume --out run".split()) == 0
+    with pytest.raises(SystemExit) as stop:
+        command("finetune --resume --out run --lr 0.1".split())
+    assert stop.value.code == 2 and "leave out lr" in capsys.readouterr().err
+    Path("data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
+    assert command("finetune --resume --out run".split()) == 1
+    assert "data.jsonl has changed since the run began" in capsys.readouterr().err
+
+
+def test_what_cannot_be_merged_leaves_no_folder(command, capsys):
+    assert command([*FINETUNE.split(), "--method", "prompt"]) == 0
+    assert command(["merge", "run", "--out", "merged"]) == 1
+    assert "cannot be merged" in capsys.readouterr().err and not Path("merged").exists()

@@ -1,0 +1,179 @@
+"""NF4Linear against nn.Linear over the dequantized weight, and quantize_model."""
+import copy
+import functools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from minipeft.adapter import Adapter
+from minipeft.nf4 import NF4Linear, dequantize_nf4, quantize_model, quantize_nf4
+
+EXACT = dict(rtol=0, atol=0)
+
+
+def linear_and_nf4(in_features=128, out_features=96, bias=True, **options):
+    torch.manual_seed(0)
+    linear = nn.Linear(in_features, out_features, bias)
+    return linear, NF4Linear.from_linear(linear, **options)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_forward_and_gradient_are_those_of_the_dequantized_weight(nested):
+    linear, layer = linear_and_nf4(double_quant=nested)
+    weight = dequantize_nf4(*quantize_nf4(linear.weight, compress_statistics=nested))
+    ours = torch.randn(4, 3, 128, requires_grad=True)
+    plain = ours.detach().clone().requires_grad_()
+    y, expected = layer(ours), F.linear(plain, weight, layer.bias)
+    torch.testing.assert_close(y, expected, **EXACT)
+    y.square().sum().backward(), expected.square().sum().backward()
+    # the same product, but matmul of (12, 96) by (96, 128) may be blocked differently
+    torch.testing.assert_close(ours.grad, plain.grad, rtol=1e-5, atol=1e-5)
+
+
+def test_gradients_pass_gradcheck_with_float64_activations():
+    _, layer = linear_and_nf4(32, 5)
+    x = torch.randn(3, 32, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,))
+
+
+def test_backward_saves_codes_not_weights():
+    _, layer = linear_and_nf4(256, 256, bias=False)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        layer(torch.randn(2, 256, requires_grad=True))
+    assert [t.data_ptr() for t in saved] == [layer.packed.data_ptr()]      # 0 further bytes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_the_output_has_the_dtype_of_the_activations(dtype):
+    _, layer = linear_and_nf4()
+    assert layer(torch.randn(2, 128, dtype=dtype)).dtype == dtype
+    assert layer(torch.randn(1, 128, dtype=dtype)).dtype == dtype      # one row: gemv
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_one_row_without_gradients_is_the_same_product(bias):
+    _, layer = linear_and_nf4(bias=bias)
+    x = torch.randn(1, 1, 128)
+    with torch.no_grad():
+        y = layer(x)
+    assert y.shape == (1, 1, 96)
+    # 128 terms of size 1 in float32, summed in another order
+    torch.testing.assert_close(y, F.linear(x, layer.dequantize(), layer.bias), rtol=0, atol=1e-5)
+
+
+def test_a_row_of_the_wrong_width_is_refused():
+    _, layer = linear_and_nf4(128, 8)
+    for shape in ((2, 64), (128, 1), (64,)):
+        with pytest.raises(RuntimeError):
+            layer(torch.randn(shape))
+
+
+@pytest.mark.parametrize("cast", ["bfloat16", "half", "double"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_casting_the_module_leaves_the_statistics_alone(cast, nested):
+    _, layer = linear_and_nf4(double_quant=nested)
+    before = layer.dequantize()
+    getattr(layer, cast)()
+    torch.testing.assert_close(layer.dequantize(), before, **EXACT)
+    assert layer.bias.dtype == getattr(torch.zeros(1), cast)().dtype
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_state_dict_and_deepcopy_keep_every_bit(nested):
+    _, layer = linear_and_nf4(double_quant=nested)
+    fresh = NF4Linear(128, 96, double_quant=nested)
+    fresh.load_state_dict(layer.state_dict())
+    for other in (fresh, copy.deepcopy(layer)):
+        torch.testing.assert_close(other.dequantize(), layer.dequantize(), **EXACT)
+        torch.testing.assert_close(other.bias, layer.bias, **EXACT)
+
+
+def test_nothing_in_it_is_trainable_and_the_linear_is_left_alone():
+    linear, layer = linear_and_nf4()
+    assert not any(p.requires_grad for p in layer.parameters())
+    assert linear.weight.requires_grad and linear.bias.requires_grad
+
+
+@pytest.mark.parametrize("nested, bytes_a_weight", [(False, 0.5625), (True, 0.51587)])
+def test_bytes_a_weight_are_counted_on_the_meta_device(nested, bytes_a_weight):
+    with torch.device("meta"):
+        linear = nn.Linear(4096, 11008, bias=False)
+    layer = NF4Linear.from_linear(linear, double_quant=nested)
+    counted = sum(buffer.nbytes for buffer in layer.buffers()) / (4096 * 11008)
+    assert counted == pytest.approx(bytes_a_weight, abs=5e-6)       # given to five digits
+    assert layer(torch.empty(2, 7, 4096, device="meta")).shape == (2, 7, 11008)
+
+
+def test_an_unknown_quant_type_is_refused():
+    with pytest.raises(ValueError, match="'nf5'.*|.*nf4.*'nf5'"):
+        NF4Linear(64, 64, quant_type="nf5")
+
+
+def nested_model() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.ModuleDict({
+        "block": nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 96, bias=False)),
+        "up_proj": nn.Linear(64, 64), "gate_up_proj": nn.Linear(64, 64),
+        "lm_head": nn.Linear(64, 9)})
+
+
+def kinds(model: nn.Module) -> dict[str, type]:
+    return {path: type(module) for path, module in model.named_modules()
+            if isinstance(module, (nn.Linear, NF4Linear))}
+
+
+def test_quantize_model_replaces_every_linear_but_the_head():
+    model = nested_model()
+    weight = model["block"][0].weight.detach().clone()
+    assert quantize_model(model) is model
+    assert kinds(model) == {"block.0": NF4Linear, "block.2": NF4Linear, "up_proj": NF4Linear,
+                            "gate_up_proj": NF4Linear, "lm_head": nn.Linear}
+    expected = dequantize_nf4(*quantize_nf4(weight, compress_statistics=True))
+    torch.testing.assert_close(model["block"][0].dequantize(), expected, **EXACT)
+
+
+def test_skip_matches_whole_dotted_suffixes():
+    model = quantize_model(nested_model(), skip=["up_proj", "block.2"])
+    kept = {path for path, kind in kinds(model).items() if kind is nn.Linear}
+    assert kept == {"up_proj", "block.2"}
+
+
+def test_a_linear_at_two_paths_stays_one_module():
+    model = nn.ModuleDict({"a": nn.Linear(64, 64), "b": nn.Linear(64, 64)})
+    model["b"] = model["a"]
+    quantize_model(model)
+    assert model["a"] is model["b"] and isinstance(model["a"], NF4Linear)
+
+
+def spoiled(path: str, change) -> nn.Module:
+    model = nested_model()
+    change(model.get_submodule(path).weight)
+    return model
+
+
+@pytest.mark.parametrize("error, message, make, arguments", [
+    (ValueError, "48", nested_model, dict(blocksize=48)),
+    (TypeError, "string 'up_proj'", nested_model, dict(skip="up_proj")),
+    (ValueError, "'u_proj' matches no", nested_model, dict(skip=["u_proj"])),
+    (ValueError, "gate_up_proj.*finite", functools.partial(
+        spoiled, "gate_up_proj", lambda w: w.data[3].fill_(float("inf"))), {}),
+    (TypeError, "block.2.*float64", functools.partial(
+        spoiled, "block.2", lambda w: setattr(w, "data", w.data.double())), {}),
+    (ValueError, "with none", lambda: nn.ModuleDict({"lm_head": nn.Linear(64, 9)}), {}),
+    (ValueError, "single layer", lambda: nn.Linear(64, 64), {}),
+    (ValueError, "with none", lambda: quantize_model(nested_model()), {}),
+])
+def test_a_refused_model_is_as_it_was(error, message, make, arguments):
+    model = make()
+    before = {path: id(module) for path, module in model.named_modules()}
+    with pytest.raises(error, match=message):
+        quantize_model(model, **arguments)
+    assert before == {path: id(module) for path, module in model.named_modules()}
+
+
+def test_a_model_with_adapters_is_refused():
+    with pytest.raises(ValueError, match="first, then get_peft_model"):
+        quantize_model(nn.Sequential(Adapter(nn.Linear(64, 64))))
