@@ -3,8 +3,9 @@
     python data/tool_calls/generate.py        writes train.jsonl and test.jsonl beside this file
 
 Ten tools. No phrasing and no value of the test set occurs in the training set: each tool keeps
-three phrasings, and each slot every fifth of its values, for the test alone. The slots are wide (hundreds
-of values), so that what is learned is copying, not a list. Answers are copied, never computed.
+three phrasings, and each slot every fifth of its values, for the test alone. The slots are wide,
+dozens to thousands of values, so that what is learned is copying, not a list. Answers are copied,
+never computed.
 """
 import functools
 import itertools

@@ -47,7 +47,7 @@ def arguments(parser) -> None:
     add("--max-length", "longer examples are left out, in tokens", type=int)
     add("--dtype", "of the frozen weights; auto: what is faster here, timed",
         choices=["auto", "float32", "bfloat16"])
-    add("--recompute", "gradient checkpointing: less memory, a third more time",
+    add("--recompute", "gradient checkpointing: less memory, more time",
         action="store_true", default=None)
     add("--seed", "of the adapter and the order of the data", type=int)
 
