@@ -172,7 +172,7 @@ def in_a_process(folder: Path, side: str, dtype: str, four_bit: bool, steps: int
 
 
 def ratios(results: dict) -> list[dict]:
-    """One row a case: ours, theirs and the ratio of time and of memory, and the losses' distance."""
+    """One row a case: both sides, the ratios of time and memory, how far apart the losses are."""
     rows = []
     cases = dict.fromkeys((r["dtype"], r["four_bit"]) for r in results["runs"])
     for dtype, four_bit in cases:

@@ -1,6 +1,6 @@
 """What will a fine-tuning run take, and does it fit? Exact shapes, nothing allocated.
 
-    bytes = weights + quantization constants + adapter + gradients + optimizer + activations + logits
+    weights + quantization constants + adapter + gradients + optimizer + activations + logits
 
 The model is built on the meta device and run there: the activations are the tensors that autograd
 would save for this architecture, counted, not a rule of thumb. Peaks inside an operation, the
@@ -85,7 +85,8 @@ class FusedAttention(TorchFunctionMode):
             return function(*args, **(kwargs or {}))
         q, k, v, mask = args
         mask = None if mask is None else mask.to(q.dtype)          # (T, S), as the kernel adds it
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=mask)[0]
+        fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        return fused(q, k, v, attn_mask=mask)[0]
 
 
 def saved_bytes(run: Run, layers: int) -> tuple[int, int]:

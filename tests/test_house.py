@@ -12,16 +12,16 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # An import goes down: to a lower floor, or to an earlier name on the same line of ORDER.
 ORDER = [
-    ["gpt", "adapter", "nf4", "grammar", "village", "world"],
+    ["gpt", "adapter", "nf4", "grammar", "village", "world", "gguf"],
     ["lora"], ["prompt"], ["prefix"], ["houlsby"], ["adapter_file"],
-    ["peft_model"], ["train", "measure"],
-    ["pretrain", "smollm2", "tool_calls"], ["bench_nf4", "bench_step"], ["memory"], ["finetune"], ["compare"],
-    ["summary", "plot", "notebook"],
+    ["peft_model"], ["train", "measure", "chat", "run_files"],
+    ["pretrain", "smollm2", "memory", "bench_nf4", "finetune"],
+    ["compare", "bench_step"], ["summary", "plot", "notebook", "claims", "questions"],
     ["cli"], ["__main__"],
 ]
 SAME_FLOOR = [{"lora", "prompt", "prefix", "houlsby", "adapter_file"}]     # rows that are one floor
-OPTIONAL = {"triton": {"nf4"}, "tokenizers": {"smollm2"}, "bitsandbytes": {"bench_nf4", "bench_step"},
-            "transformers": {"bench_step"}, "peft": {"bench_step"}, "gguf": set()}
+OPTIONAL = {"triton": {"nf4"}, "tokenizers": {"smollm2"}, "transformers": {"bench_step"},
+            "peft": {"bench_step"}, "bitsandbytes": {"bench_nf4", "bench_step"}}
 
 
 def module_of(path: Path) -> str:

@@ -53,6 +53,8 @@ def test_rounding_to_16_bits_is_to_nearest_with_ties_to_even(dtype, n_dropped):
     half = 2**(n_dropped - 1)
     bits = torch.cat([kept, kept + half - 1, kept + half, kept + half + 1])
     values = (bits - (bits >> 31 << 32)).int().view(torch.float32)
+    edge = torch.tensor([65504.0, 65519.996, 65520.0])      # float16's largest, and where inf begins
+    values = torch.cat([values, edge, -edge])
     values = values[values.isfinite() & (values.abs() >= 2**-126)]     # denormals may be flushed
     state = QuantState(values, (len(values), 32), NF4_CODE, 32, "nf4", torch.float32)
     packed = torch.full((len(values) * 16, 1), 0xFF, dtype=torch.uint8)

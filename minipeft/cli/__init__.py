@@ -9,7 +9,7 @@ FloatingPointError and ImportError end the program with one line and exit status
 """
 
 COMMANDS = {
-    "compare": "train every method on the tiny GPT; print what each is claimed and measured to cost",
+    "compare": "train every method on the tiny GPT; print what is claimed beside what is measured",
     "pretrain": "pretrain the tiny GPT on the tiny world; print its loss beside the best possible",
     "finetune": "fine-tune SmolLM2 on JSON lines of prompts and completions; writes an adapter",
     "generate": "answer a request with SmolLM2, as it is or with an adapter",

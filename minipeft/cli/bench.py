@@ -5,19 +5,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import bench_nf4
+from .. import bench_nf4, bench_step
 
 EXAMPLE = "python -m minipeft bench nf4"
+BENCHES = {"nf4": bench_nf4, "step": bench_step}
 
 
 def arguments(parser) -> None:
-    parser.add_argument("what", choices=["nf4"], help="nf4: quantize, dequantize, gemv")
+    parser.add_argument("what", choices=list(BENCHES),
+                        help="nf4: quantize, dequantize, gemv beside bitsandbytes; step: a training "
+                             "step of SmolLM2 beside transformers + HF PEFT (both must be installed)")
     parser.add_argument("--out", type=Path, default=Path("results"),
                         help="folder for the JSON and the picture (default: results)")
-    parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds")
+    parser.add_argument("--quick", action="store_true", help="fewer cases and rounds")
 
 
 def run(args) -> None:
-    progress = partial(tqdm, file=sys.stderr, dynamic_ncols=True)
-    results = bench_nf4.run(args.out, args.quick, progress)
-    print(bench_nf4.table(results))
+    bench = BENCHES[args.what]
+    results = bench.run(args.out, args.quick, partial(tqdm, file=sys.stderr, dynamic_ncols=True))
+    print(bench.table(results))
