@@ -1,12 +1,14 @@
 """The command line: usage, exit status, one-line errors."""
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from minipeft.__main__ import COMMANDS, main, parser
+from minipeft.__main__ import main, parser
+from minipeft.cli import COMMANDS
 
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
@@ -24,8 +26,9 @@ def test_every_command_has_a_help_text_with_an_example_that_parses(command, caps
 @pytest.mark.parametrize("line", re.findall(r"^ *python -m minipeft (.*?)(?: +#.*)?$", README,
                                             flags=re.MULTILINE))
 def test_the_commands_of_the_readme_parse(line):
-    if line.split()[0] in COMMANDS:
-        parser(line.split()).parse_args(line.split())
+    argv = shlex.split(line)
+    assert argv[0] in COMMANDS
+    parser(argv).parse_args(argv)
 
 
 @pytest.mark.parametrize("argv, message", [
