@@ -147,7 +147,7 @@ def peak_bytes() -> int | None:
 
 def run(out: Path, quick: bool = False, progress=None) -> dict:
     """Measure both sides in turn and write `out`/step.json; returns what it holds."""
-    steps, rounds = (4, 1) if quick else (10, 2)
+    steps, rounds = (4, 1) if quick else (10, 1)
     cases = [(dtype, four_bit) for dtype in (["fp32"] if quick else DTYPES)
              for four_bit in (False, True)]
     plan = [(side, *case) for _ in range(rounds) for case in cases for side in SIDES]

@@ -40,6 +40,8 @@ from .train import TrainConfig, batch_loss, evaluate, train
 STEPS = {"elicit": 60, "novel": 200}
 BATCH = 32                                      # examples a step
 PROMPTS = 256                                   # held-out prompts a score is taken on
+RUN_BY = ("gpt", "adapter", "grammar", "village", "world", "lora", "prompt", "prefix", "houlsby",
+          "peft_model", "train", "pretrain", "compare")          # what a run's result depends on
 KEPT = ("story", "facts", "ferry")              # kinds of document that no task redefines
 LEARNING_RATES = DATA / "learning_rates.json"   # made by `python -m minipeft compare --sweep`
 Progress = Callable[..., Iterable]              # as tqdm: (iterable, total=, desc=)
@@ -95,10 +97,9 @@ def base_seed(seed: int) -> int:
 
 
 def code_hash() -> str:
-    """Of the package's sources, without the command line and the drawing."""
+    """Of the sources that a run executes: this file and those on the floors below it."""
     folder = Path(__file__).parent
-    sources = sorted(p for p in folder.rglob("*.py") if p.parent.name != "cli"
-                     and p.name not in ("__main__.py", "plot.py", "summary.py"))
+    sources = [folder / f"{name}.py" for name in RUN_BY] + sorted((folder / "nf4").glob("*.py"))
     return hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()
 
 

@@ -73,10 +73,12 @@ class LoraLinear(Adapter):
             nn.init.normal_(self.lora_A.weight, std=1 / math.sqrt(n_in))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.base_layer(x)
-        x = self.lora_dropout(x.to(self.lora_A.weight.dtype))
-        # (x A^T) B^T costs r (in + out) a token; x (B A)^T would cost in * out, as the base does
-        return (y + self.scaling * self.lora_B(self.lora_A(x))).to(y.dtype)
+        y = self.base_layer(x)                                           # W0 x + b, (..., out)
+        low = self.lora_A(self.lora_dropout(x.to(self.lora_A.weight.dtype)))      # A x, (..., r)
+        # y + s B (A x) in one pass over y; (B A) x would cost in * out a token, as the base does
+        rows = (t.reshape(-1, t.shape[-1]) for t in (y.to(low.dtype), low))
+        out = torch.addmm(*rows, self.lora_B.weight.T, alpha=self.scaling)
+        return out.view_as(y).to(y.dtype)
 
     def delta_weight(self) -> Tensor:
         """s B A, (out, in)."""

@@ -53,7 +53,7 @@ def test_rounding_to_16_bits_is_to_nearest_with_ties_to_even(dtype, n_dropped):
     half = 2**(n_dropped - 1)
     bits = torch.cat([kept, kept + half - 1, kept + half, kept + half + 1])
     values = (bits - (bits >> 31 << 32)).int().view(torch.float32)
-    edge = torch.tensor([65504.0, 65519.996, 65520.0])      # float16's largest, and where inf begins
+    edge = torch.tensor([65504.0, 65519.996, 65520.0])  # float16's largest, and where inf begins
     values = torch.cat([values, edge, -edge])
     values = values[values.isfinite() & (values.abs() >= 2**-126)]     # denormals may be flushed
     state = QuantState(values, (len(values), 32), NF4_CODE, 32, "nf4", torch.float32)
@@ -110,6 +110,18 @@ def test_zeros_stay_zeros_also_where_denormals_are_flushed(backend, flush):
         packed, state = quantize_nf4(torch.zeros(4, 64), backend=backend)
         assert (packed == 0x77).all() and (state.absmax == 0).all()
         assert (dequantize_nf4(packed, state, backend=backend) == 0).all()
+    finally:
+        torch.set_flush_denormal(True)      # as conftest.py sets it
+
+
+@pytest.mark.parametrize("backend", ["reference", *FAST])
+def test_denormal_blocks_are_divided_by_1e_38_as_in_bitsandbytes(backend):
+    torch.set_flush_denormal(False)
+    try:
+        weight = torch.zeros(64)
+        weight[:3] = torch.tensor([5e-39, -2e-39, 3e-40])       # .5, -.2 and .03 after the division
+        packed, state = quantize_nf4(weight, backend=backend)
+        assert packed.view(-1)[:2].tolist() == [0xC5, 0x77] and state.absmax == weight[0]
     finally:
         torch.set_flush_denormal(True)      # as conftest.py sets it
 

@@ -93,6 +93,14 @@ def test_the_8_bit_codes_of_a_known_vector_are_bitsandbytes_cpu_codes():
     assert (state.state2.absmax.item(), state.offset.item()) == (3.21484375, 3.20703125)
 
 
+@pytest.mark.parametrize("search", ["table", "nearest"])
+def test_blocks_of_one_size_get_8_bit_code_0_and_come_back_exactly(search):
+    weight = torch.full((3, 64), 0.25)      # absmax - mean is 0, which bitsandbytes codes as 0
+    packed, state = quantize_nf4(weight, compress_statistics=True, nested_search=search)
+    assert state.absmax.tolist() == [0, 0, 0] and state.state2.absmax == 0
+    torch.testing.assert_close(dequantize_nf4(packed, state), weight, **EXACT)
+
+
 def test_the_two_8_bit_searches_part_where_values_are_tiny():
     absmax = torch.tensor([1.0, 0.5, 0.5 + 1e-6, 0.0])      # minus the mean: .5, 0, 7.5e-7, -.5
     weight = (absmax[:, None] * torch.ones(64)).flatten()

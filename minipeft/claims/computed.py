@@ -60,7 +60,8 @@ def ten_thousand_times(_) -> list[Value]:
 def three_times_less_memory(_) -> list[Value]:
     N, n = parameters("llama-2-7b"), trained("llama-2-7b", all_linear(16))
     ratios = [planned("llama-2-7b", "full", batch=B, seq=T)
-              / planned("llama-2-7b", "lora", r=16, batch=B, seq=T) for B, T in ((1, 512), (8, 2048))]
+              / planned("llama-2-7b", "lora", r=16, batch=B, seq=T)
+              for B, T in ((1, 512), (8, 2048))]
     return [exact("the paper's GPT-3, 1.2 TB / 350 GB", 1200 / 350, 3.43, "times", 0.005),
             exact("Llama-2-7B, weights, gradients and AdamW", 16 * N / (2 * N + 16 * n), 7.64,
                   "times", 0.005),
@@ -199,8 +200,8 @@ def without_the_scale(_) -> list[Value]:
     W0, BA = layer.base_layer.weight, layer.lora_B.weight @ layer.lora_A.weight
     meant = layer.merge().weight - W0
     return [exact("alpha / r in the lesson's own snippet", config.scaling, 4),
-            exact("share of the update lost by W + B A", ((meant - BA).norm() / meant.norm()).item(),
-                  0.75, tolerance=1e-5)]
+            exact("share of the update lost by W + B A",
+                  ((meant - BA).norm() / meant.norm()).item(), 0.75, tolerance=1e-5)]
 
 
 def between_the_layers(_) -> list[Value]:
@@ -271,7 +272,8 @@ def gaussian_a_zero_b(_) -> list[Value]:
                                    torch.float32) for init in ("gaussian", True)}
     A = {init: layer.lora_A.weight.detach() for init, layer in layers.items()}
     bound = 1 / math.sqrt(4096)
-    return [exact("largest |B| at the start", layers["gaussian"].lora_B.weight.abs().max().item(), 0),
+    B = layers["gaussian"].lora_B.weight
+    return [exact("largest |B| at the start", B.abs().max().item(), 0),
             within("standard deviation of A, gaussian, x sqrt(in)",
                    A["gaussian"].std().item() / bound, 0.98, 1.02),
             within("largest |A|, HuggingFace's default, x sqrt(in)",

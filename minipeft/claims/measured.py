@@ -67,7 +67,8 @@ def ranks(progress=None) -> dict:
 
 
 def matrices(model: GPT) -> dict[str, torch.Tensor]:
-    return {name: p.detach() for name, p in model.named_parameters() if name.endswith("proj.weight")}
+    return {name: p.detach() for name, p in model.named_parameters()
+            if name.endswith("proj.weight")}
 
 
 def score(model, lr: float, progress) -> float:

@@ -67,7 +67,7 @@ def zero_latency_when_merged(m: Measurements) -> list[Value]:
             within("largest difference of logits, float32", difference.item(), 0, 1e-5),
             within("rounding of a merge in bf16, update 1 % of W", 100 * bf16_merge_error(0.01),
                    10, 30, "% of the update"),
-            overhead(m, "latency merged, batch 1", -20, 20, "lora", 1, "merged"),
+            overhead(m, "latency merged, batch 1", -30, 30, "lora", 1, "merged"),
             overhead(m, "unmerged, batch 1", 20, math.inf, "lora", 1, "as trained")]
 
 
@@ -86,12 +86,12 @@ def near_full(m: Measurements) -> list[Value]:
 
 
 def slow_dequantization(m: Measurements) -> list[Value]:
-    rebuilding = {tokens: 100 * 2 / (2 + 2 * tokens) for tokens in (1, 512)}   # 2 operations a weight
-    return [exact("operations that rebuild W, one token", rebuilding[1], 50, "% of the product's and "
-                  "its own"), exact("512 tokens", rebuilding[512], 0.195, "%", 0.0005),
+    rebuild = {tokens: 100 * 2 / (2 + 2 * tokens) for tokens in (1, 512)}   # 2 operations a weight
+    return [exact("share of the operations that rebuild W, one token", rebuild[1], 50, "%"),
+            exact("512 tokens", rebuild[512], 0.195, "%", 0.0005),
             overhead(m, "a forward pass of 64 tokens", 20, math.inf, "qlora", 1),
             overhead(m, "32 rows of 64 tokens", 0, math.inf, "qlora", 32),
-            overhead(m, "merged into 16 or 32 bits, batch 1", -20, 20, "qlora", 1, "merged")]
+            overhead(m, "merged, 32 rows", -30, 30, "qlora", 32, "merged")]
 
 
 def qlora_near_full(m: Measurements) -> list[Value]:
@@ -104,7 +104,8 @@ def prompt_latency(m: Measurements) -> list[Value]:
     kv_bytes = 2 * 32 * 4096 * 2             # keys and values, layers, width, bf16
     return [exact("cache of one position, Llama-2-7B in bf16", kv_bytes, 524_288, "bytes"),
             exact("of 20 virtual tokens, for each sequence", 20 * kv_bytes / 1e6, 10.5, "MB", 0.05),
-            exact("positions computed, P = 16 and 64 tokens of text", (16 + 64) / 64, 1.25, "times"),
+            exact("positions computed, P = 16 and 64 tokens of text", (16 + 64) / 64, 1.25,
+                  "times"),
             overhead(m, "latency, 32 rows", 2, 100, "prompt", 32)]
 
 
@@ -161,10 +162,12 @@ def low_intrinsic_rank(m: Measurements) -> list[Value]:
     update = list(m.ranks["update"].values())
     A, B = disturb(get_peft_model(small_gpt(), QV8)).get_submodule(
         "base_model.model.layers.0.self_attn.q_proj").own_state().values()
-    return [exact("rank of B A with r = 8, width 32",
-                  torch.linalg.matrix_rank(B @ A).item(), 8),
-            within(f"full fine-tuning's own update, median rank for 90 % of it, of {m.ranks['width']}",
-                   statistics.median(update), 9, 128)]
+    share, width = 100 * m.ranks["energy"], m.ranks["width"]
+    return [exact("rank of B A with r = 8, width 32", torch.linalg.matrix_rank(B @ A).item(), 8),
+            within(f"rank of full fine-tuning's own update, {share:.0f} % of it, median, "
+                   f"of {width}", statistics.median(update), 9, width),
+            within("exact match of LoRA with r = 1 on the same task",
+                   100 * m.ranks["exact_match"]["r=1"], 95, 100, "%")]
 
 
 def full_is_best(m: Measurements) -> list[Value]:

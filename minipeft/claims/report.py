@@ -34,7 +34,8 @@ def text(rows: list[Row]) -> str:
     lines = []
     for row in rows:
         c = row.claim
-        lines.append(f"{c.id:>3}  {'' if row.holds else 'FAILED  '}{c.verdict.upper():<22}{c.claim}")
+        failed = "" if row.holds else "FAILED  "
+        lines.append(f"{c.id:>3}  {failed}{c.verdict.upper():<22}{c.claim}")
         lines += [f"     {value.text()}" for value in row.values]
         lines += [f"     {c.why}", f"     [{c.source}; notebook {c.notebook}]", ""]
     return "\n".join([*lines, summary(rows)])
@@ -63,6 +64,6 @@ def markdown(rows: list[Row], stable: bool = False) -> str:
 def page(rows: list[Row]) -> str:
     """benchmarks/CLAIMS.md."""
     return (f"# Claims\n\nMade by `python -m minipeft claims --page`, kept in step by "
-            f"`tests/test_claims.py`. Computed values are exact; of measured ones this page has the "
-            f"range in which the verdict stands, and `python -m minipeft claims` the number. GB is "
-            f"10^9 bytes, GiB 2^30.\n\n{markdown(rows, stable=True)}\n")
+            f"`tests/test_claims.py`. Computed values are exact; of measured ones this page has "
+            f"the range in which the verdict stands, and `python -m minipeft claims` the number. "
+            f"GB is 10^9 bytes, GiB 2^30.\n\n{markdown(rows, stable=True)}\n")

@@ -13,8 +13,8 @@ BENCHES = {"nf4": bench_nf4, "step": bench_step}
 
 def arguments(parser) -> None:
     parser.add_argument("what", choices=list(BENCHES),
-                        help="nf4: quantize, dequantize, gemv beside bitsandbytes; step: a training "
-                             "step of SmolLM2 beside transformers + HF PEFT (both must be installed)")
+                        help="nf4: quantize, dequantize, gemv beside bitsandbytes; step: a "
+                             "training step of SmolLM2 beside transformers + HF PEFT (installed)")
     parser.add_argument("--out", type=Path, default=Path("results"),
                         help="folder for the JSON and the picture (default: results)")
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds")

@@ -12,7 +12,8 @@ GRADES = {"y": "knew it", "p": "partly", "n": "not yet"}
 def arguments(parser) -> None:
     parser.add_argument("--group", help="only groups whose name contains this, such as qlora")
     parser.add_argument("--count", type=int, help="how many questions (default: all)")
-    parser.add_argument("--seed", type=int, help="the same order again (default: another each time)")
+    parser.add_argument("--seed", type=int,
+                        help="the same order again (default: another each time)")
 
 
 def run(args) -> None:

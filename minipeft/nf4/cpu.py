@@ -1,7 +1,7 @@
 """The reference's functions as machine code, compiled from this Python by Numba.
 
     quantize      absmax of a block, then a binary search among 15 thresholds held in registers
-    dequantize    one byte -> two weights by one look-up in 256 pairs, times absmax
+    dequantize    a byte -> two float32 by one look-up among 256 pairs; then times absmax, rounded
     gemv          the same look-up, multiplied into x at once: W is never built
 
 Weights go in and out as their bits, and the integer type says what they are: int32 float32,
@@ -17,13 +17,13 @@ from numba import njit, types
 from numba.extending import overload
 from torch import Tensor
 
-from .reference import LARGEST_INVERSE, SMALLEST_ABSMAX, midpoints, to_blocks
+from .reference import LARGEST_INVERSE, SMALLEST_BITS, midpoints, to_blocks
 
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 HALF_VALUES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
-SMALLEST, LARGEST = np.float32(SMALLEST_ABSMAX), np.float32(LARGEST_INVERSE)
+LARGEST = np.float32(LARGEST_INVERSE)
 NOTHING = np.empty(0, np.float32)
-WEIGHTS_A_THREAD = 2**18        # starting a thread takes the time of about 2^16 weights
+WEIGHTS_A_THREAD = 2**20        # a millisecond of work; starting a thread takes a tenth of it
 # error_model numpy: a division by zero does not raise. Helpers are compiled into the kernels.
 KERNEL = dict(nogil=True, cache=True, error_model="numpy")
 
@@ -67,8 +67,8 @@ def gemv(packed: Tensor, state, x: Tensor) -> Tensor:
 def share_out(kernel, n_parts: int, weights_a_part: int, *arrays) -> None:
     """kernel(first, last, *arrays) over the ranges of parts that this and other threads take.
 
-    Threads of our own, not numba's parallel=True: its OpenMP pool spins beside torch's, and where
-    OMP_NUM_THREADS=1 a call then took 12 ms instead of 30 us.
+    Threads of our own, not numba's parallel=True: its OpenMP pool spins beside torch's, and on busy
+    cores a small call then took milliseconds instead of microseconds. One thread: a plain call.
     """
     n_threads = min(torch.get_num_threads(), n_parts * weights_a_part // WEIGHTS_A_THREAD) or 1
     edges = [n_parts * i // n_threads for i in range(n_threads + 1)]
@@ -87,7 +87,9 @@ def bits_of(tensor: Tensor) -> np.ndarray:
 
 def pairs(code: Tensor) -> np.ndarray:
     """The two float32 that each byte stands for, in one word: one load for two weights. (256,)"""
-    return torch.cartesian_prod(code, code).numpy().view(np.uint64).reshape(-1)
+    both = np.empty((16, 16, 2), np.float32)
+    both[:, :, 0], both[:, :, 1] = code.numpy()[:, None], code.numpy()
+    return both.view(np.uint64).reshape(-1)
 
 
 def scales(state) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]:
@@ -101,17 +103,19 @@ def scales(state) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]:
 @njit(**KERNEL)
 def quantize_blocks(first, last, blocks, thresholds, packed, absmax):
     """blocks (N, blocksize) bits -> packed (N, blocksize / 2), absmax (N,)."""
+    found = np.empty(blocks.shape[1], np.uint8)
     for b in range(first, last):
         block, codes = blocks[b], packed[b]
         largest = np.int32(0)       # positive floats are ordered as their bits, NaN above infinity
         for i in range(block.size):
             largest = max(largest, magnitude_bits(block[i]))
         absmax[b] = as_float(largest)
-        inverse = np.float32(1) / absmax[b] if absmax[b] > SMALLEST else LARGEST
+        tiny = absmax[b] <= as_float(SMALLEST_BITS)
+        inverse = LARGEST if tiny else np.float32(1) / absmax[b]
+        for i in range(block.size):
+            found[i] = search(widen(block[i]) * inverse, thresholds)
         for i in range(codes.size):
-            high = search(widen(block[2 * i]) * inverse, thresholds)
-            low = search(widen(block[2 * i + 1]) * inverse, thresholds)
-            codes[i] = high << 4 | low
+            codes[i] = found[2 * i] << 4 | found[2 * i + 1]
 
 
 @njit
@@ -136,13 +140,21 @@ def search(x, t):
 @njit(**KERNEL)
 def dequantize_blocks(first, last, codes, pairs, absmax, code2, absmax2, offset, out):
     """codes (N, blocksize / 2) -> out (N, blocksize) bits."""
+    words = np.empty(codes.shape[1], np.uint64)
+    values = words.view(np.float32)             # (blocksize,)
     for b in range(first, last):
-        block, weights = codes[b], out[b]
+        look_up(codes[b], pairs, words)
         scale = scale_of(b, absmax, code2, absmax2, offset)
-        for i in range(block.size):
-            pair = pairs[block[i]]
-            weights[2 * i] = narrow(first_of(pair) * scale, weights)
-            weights[2 * i + 1] = narrow(second_of(pair) * scale, weights)
+        weights = out[b]
+        for i in range(values.size):
+            weights[i] = narrow(values[i] * scale, weights)
+
+
+@njit
+def look_up(codes, pairs, words):
+    """A byte of codes -> a word of two float32. A block's words stay in the nearest cache."""
+    for i in range(codes.size):
+        words[i] = pairs[codes[i]]
 
 
 @njit(**KERNEL)
@@ -200,8 +212,7 @@ def magnitude_bits(bits):
 def to_bfloat16(value):
     """float32 -> the bits of bfloat16, its upper half, rounded to nearest, ties to even."""
     bits = np.uint32(as_bits(value))
-    return np.uint16((bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
-                     >> np.uint32(16))
+    return np.uint16(np.uint32(bits + 0x7FFF + (bits >> 16 & 1)) >> 16)
 
 
 @njit

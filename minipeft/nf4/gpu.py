@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .reference import LARGEST_INVERSE, SMALLEST_ABSMAX, STATE2_BLOCKSIZE, midpoints
+from .reference import LARGEST_INVERSE, SMALLEST_BITS, STATE2_BLOCKSIZE, midpoints
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"     # triton reads it when it is imported
 TILE = 2048
@@ -32,7 +32,7 @@ def quantize(flat: Tensor, blocksize: int, code: Tensor) -> tuple[Tensor, Tensor
     absmax = torch.empty(-(-n // blocksize), device=flat.device)
     n_blocks = max(1, TILE // blocksize)
     quantize_kernel[triton.cdiv(absmax.numel(), n_blocks),](
-        flat, midpoints(code), packed, absmax, n, SMALLEST_ABSMAX, LARGEST_INVERSE,
+        flat, midpoints(code), packed, absmax, n, SMALLEST_BITS, LARGEST_INVERSE,
         HALF=blocksize // 2, BLOCKS=n_blocks, **EXACT)
     return packed, absmax
 
@@ -62,7 +62,7 @@ def scales(state) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 
 @triton.jit
-def quantize_kernel(flat, thresholds, packed, absmax, n, smallest, largest_inverse,
+def quantize_kernel(flat, thresholds, packed, absmax, n, smallest_bits, largest_inverse,
                     HALF: tl.constexpr, BLOCKS: tl.constexpr):
     """BLOCKS blocks: weights as (BLOCKS, HALF) pairs of a high and a low half byte."""
     block = tl.program_id(0).to(tl.int64) * BLOCKS + tl.arange(0, BLOCKS)
@@ -72,9 +72,10 @@ def quantize_kernel(flat, thresholds, packed, absmax, n, smallest, largest_inver
     # as bits, so that NaN counts as larger than any number
     bits = tl.maximum(high.to(tl.int32, bitcast=True) & 0x7FFFFFFF,
                       low.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
-    largest = tl.max(bits, axis=1).to(tl.float32, bitcast=True)                 # (BLOCKS,)
+    bits = tl.max(bits, axis=1)                                                 # (BLOCKS,)
+    largest = bits.to(tl.float32, bitcast=True)
     tl.store(absmax + block, largest, mask=block * 2 * HALF < n)
-    inverse = tl.where(largest > smallest, tl.div_rn(1.0, largest), largest_inverse)[:, None]
+    inverse = tl.where(bits > smallest_bits, tl.div_rn(1.0, largest), largest_inverse)[:, None]
     q_high = tl.zeros((BLOCKS, HALF), tl.int32)
     q_low = tl.zeros((BLOCKS, HALF), tl.int32)
     for k in tl.static_range(15):

@@ -22,9 +22,10 @@ from torch.nn import functional as F
 STATE2_BLOCKSIZE = 256      # absmax values that one absmax2 serves
 TABLE_BINS = 65536          # of the "table" search
 SMALLEST_ABSMAX = 1e-38     # where bitsandbytes clamps absmax before it divides
-# 1 / float32(1e-38), worked out in Python's floats: where torch flushes denormals, float32(1e-38)
-# counts as zero, its inverse would be infinite, and 0 * inf = NaN would code a zero block as 15.
-LARGEST_INVERSE = 1 / (round(SMALLEST_ABSMAX * 2.0**149) * 2.0**-149)
+# That is a denormal float32. Where torch flushes denormals it counts as zero, its inverse would be
+# infinite and 0 * inf = NaN would code a zero block as 15: so both are worked out in Python.
+SMALLEST_BITS = round(SMALLEST_ABSMAX * 2.0**149)       # of the float32 nearest to 1e-38
+LARGEST_INVERSE = 1 / (SMALLEST_BITS * 2.0**-149)
 
 
 def nf4_code() -> Tensor:

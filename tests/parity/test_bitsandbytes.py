@@ -46,6 +46,19 @@ def test_double_quantization_is_bitwise_equal(dtype, shape, compare):
             functional.dequantize_4bit(theirs, their_state), 0)
 
 
+@pytest.mark.parametrize("weight", [torch.full((4, 64), .25), torch.linspace(-5e-39, 5e-39, 64)])
+def test_equal_and_denormal_blocks_are_bitwise_equal(weight, compare):
+    torch.set_flush_denormal(False)
+    try:
+        packed, state = quantize_nf4(weight, compress_statistics=True)
+        theirs, their_state = functional.quantize_4bit(weight, blocksize=64, quant_type="nf4",
+                                                       compress_statistics=True)
+    finally:
+        torch.set_flush_denormal(True)      # as conftest.py sets it
+    compare("NF4: packed codes", PEER, packed, theirs, 0)
+    compare("NF4: 8-bit absmax", PEER, state.absmax, their_state.absmax, 0)
+
+
 def test_the_table_search_is_bitsandbytes_over_two_million_values(compare):
     absmax = torch.empty(2**21).exponential_(generator=torch.Generator().manual_seed(0))
     ours, _, offset = reference.quantize_absmax(absmax, "table")

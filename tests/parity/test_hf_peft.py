@@ -20,8 +20,8 @@ from .peers import IDS, MODELS, cross_entropy, loads_quietly, pair, to_dtype, tw
 AGAINST = "`peft`"
 T = IDS.shape[1]
 LM = dict(task_type="CAUSAL_LM")
-# the same float32 operations in the same order, up to how the two attention paths sum
-SAME = 1e-6
+# y + s B A x is rounded once here and three times there: an ulp or two of logits near 4, 5e-7 each
+SAME = 1e-5
 TENSORS = "adapter_model.safetensors"
 
 THEIRS = {
