@@ -15,13 +15,14 @@ import tempfile
 from collections.abc import Callable
 from itertools import cycle
 from pathlib import Path
+from time import perf_counter, sleep
 
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from .measure import interleaved
+from .measure import Timing, summary, synchronize
 from .nf4 import backend_for, dequantize_nf4, gemv, quantize_nf4
 
 try:
@@ -34,6 +35,7 @@ SHAPES = ((4096, 4096), (576, 1536))        # a 7B model's attention, SmolLM2's 
 QUICK_SHAPES = ((512, 512),)
 SET_BYTES = 2**29                           # that gemv's matrices fill together, of each contender
 QUICK_SET_BYTES = 2**22
+PAUSE_SECONDS = 0.02
 FIRST_USE = """
 import time, torch
 weight, x = torch.randn(256, 256), torch.randn(256)
@@ -55,7 +57,7 @@ def run(out: Path, quick: bool = False, progress=None) -> dict:
                "cases": []}
     for shape in shapes:
         for operation, dtype, contenders in cases(shape, device, set_bytes):
-            timings = interleaved(contenders, rounds=rounds, warmup=1, progress=progress)
+            timings = in_turn(contenders, rounds, progress)
             results["cases"].append({
                 "operation": operation, "shape": list(shape), "dtype": str(dtype)[6:],
                 "seconds": {name: timing.as_dict() for name, timing in timings.items()}})
@@ -72,6 +74,24 @@ def cases(shape: tuple[int, int], device: str, set_bytes: int):
         yield "quantize" + name, dtype, quantizers(weight, nested)
         yield "dequantize" + name, dtype, dequantizers(weight, nested)
     yield "gemv", torch.float32, multipliers(torch.randn(shape, device=device), set_bytes)
+
+
+def in_turn(calls: dict[str, Callable], rounds: int, progress) -> dict[str, Timing]:
+    """Time each call once a round after one warm-up.
+
+    The pause lets torch's threads fall asleep: for some milliseconds after a call of torch's they
+    spin on the core that the next contender needs.
+    """
+    seconds = {name: [] for name in calls}
+    for number in (progress(range(rounds + 1)) if progress else range(rounds + 1)):
+        for name, call in calls.items():
+            sleep(PAUSE_SECONDS)
+            start = perf_counter()
+            call()
+            synchronize()
+            if number:
+                seconds[name].append(perf_counter() - start)
+    return {name: summary(values) for name, values in seconds.items()}
 
 
 def quantizers(weight: Tensor, nested: bool) -> dict[str, Callable]:

@@ -1,20 +1,22 @@
 """The reference's functions as machine code, compiled from this Python by Numba.
 
     quantize      absmax of a block, then a binary search among 15 thresholds held in registers
-    dequantize    a byte -> two float32 by one look-up among 256 pairs; then times absmax, rounded
-    gemv          the same look-up, multiplied into x at once: W is never built
+    dequantize    a block of codes -> values of the code book -> times absmax -> rounded
+    gemv          the same values, multiplied into x at once: W is never built
 
 Weights go in and out as their bits, and the integer type says what they are: int32 float32,
 uint16 bfloat16, int16 float16 (Numba has neither of the last two). Blocks are shared out among
 torch.get_num_threads() threads. The first call compiles (seconds, `python -m minipeft bench nf4`
-says how many); later processes load the result from __pycache__.
+says how many); later processes load the result from __pycache__. It is one file because Numba
+compiles anew when a kernel's own file changes, and sees no other.
 """
 from threading import Thread
 
 import numpy as np
 import torch
 from numba import njit, types
-from numba.extending import overload
+from llvmlite import ir
+from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from .reference import LARGEST_INVERSE, SMALLEST_BITS, midpoints, to_blocks
@@ -25,6 +27,7 @@ LARGEST = np.float32(LARGEST_INVERSE)
 NOTHING = np.empty(0, np.float32)
 WEIGHTS_A_THREAD = 2**20        # a millisecond of work; starting a thread takes a tenth of it
 # error_model numpy: a division by zero does not raise. Helpers are compiled into the kernels.
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 KERNEL = dict(nogil=True, cache=True, error_model="numpy")
 
 
@@ -47,7 +50,7 @@ def dequantize(packed: Tensor, state, out: Tensor) -> None:
     """Write code[q] * absmax, a float32 product rounded to out's dtype, into `out` (n,)."""
     whole = to_blocks(out, state.blocksize)     # out itself; a copy if its last block is short
     codes = to_blocks(packed.view(-1), state.blocksize // 2)
-    share_out(dequantize_blocks, *whole.shape, codes.numpy(), pairs(state.code), *scales(state),
+    share_out(dequantize_blocks, *whole.shape, codes.numpy(), state.code.numpy(), *scales(state),
               bits_of(whole))
     if whole.numel() > out.numel():
         out.copy_(whole.view(-1)[:out.numel()])
@@ -58,9 +61,8 @@ def gemv(packed: Tensor, state, x: Tensor) -> Tensor:
     n_out, n_in = state.shape
     y = torch.empty(n_out)
     codes = packed.view(n_out, n_in // state.blocksize, state.blocksize // 2)
-    halves = x.float().view(-1, 2).T.contiguous().view(2, *codes.shape[1:])     # even x, odd x
-    share_out(gemv_rows, n_out, n_in, codes.numpy(), pairs(state.code), *scales(state),
-              halves.numpy(), y.numpy())
+    share_out(gemv_rows, n_out, n_in, codes.numpy(), state.code.numpy(), *scales(state),
+              x.float().view(codes.shape[1], -1).numpy(), y.numpy())
     return y.to(x.dtype)
 
 
@@ -83,13 +85,6 @@ def share_out(kernel, n_parts: int, weights_a_part: int, *arrays) -> None:
 def bits_of(tensor: Tensor) -> np.ndarray:
     """The tensor's memory as integers."""
     return tensor.view(BITS[tensor.dtype]).numpy()
-
-
-def pairs(code: Tensor) -> np.ndarray:
-    """The two float32 that each byte stands for, in one word: one load for two weights. (256,)"""
-    both = np.empty((16, 16, 2), np.float32)
-    both[:, :, 0], both[:, :, 1] = code.numpy()[:, None], code.numpy()
-    return both.view(np.uint64).reshape(-1)
 
 
 def scales(state) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.float32]:
@@ -138,56 +133,55 @@ def search(x, t):
 
 
 @njit(**KERNEL)
-def dequantize_blocks(first, last, codes, pairs, absmax, code2, absmax2, offset, out):
+def dequantize_blocks(first, last, codes, code, absmax, code2, absmax2, offset, out):
     """codes (N, blocksize / 2) -> out (N, blocksize) bits."""
-    words = np.empty(codes.shape[1], np.uint64)
-    values = words.view(np.float32)             # (blocksize,)
+    values = np.empty(out.shape[1], np.float32)
     for b in range(first, last):
-        look_up(codes[b], pairs, words)
+        look_up(codes[b], code, values)
         scale = scale_of(b, absmax, code2, absmax2, offset)
         weights = out[b]
         for i in range(values.size):
             weights[i] = narrow(values[i] * scale, weights)
 
 
-@njit
-def look_up(codes, pairs, words):
-    """A byte of codes -> a word of two float32. A block's words stay in the nearest cache."""
-    for i in range(codes.size):
-        words[i] = pairs[codes[i]]
-
-
 @njit(**KERNEL)
-def gemv_rows(first, last, codes, pairs, absmax, code2, absmax2, offset, x, y):
-    """codes (out, blocks, blocksize / 2), x (2, blocks, blocksize / 2) -> y (out,)."""
+def gemv_rows(first, last, codes, code, absmax, code2, absmax2, offset, x, y):
+    """codes (out, blocks, blocksize / 2), x (blocks, blocksize) -> y (out,)."""
+    values = np.empty(x.shape[1], np.float32)
     for row in range(first, last):
         total = np.float32(0)
         for b in range(codes.shape[1]):
+            look_up(codes[row, b], code, values)
             scale = scale_of(row * codes.shape[1] + b, absmax, code2, absmax2, offset)
-            total += scale * block_dot(codes[row, b], pairs, x[0, b], x[1, b])
+            total += scale * dot(values, x[b])
         y[row] = total
 
 
-@njit(fastmath={"reassoc", "contract"})     # lets SIMD sum in an order of its own
-def block_dot(codes, pairs, even, odd):
-    """sum_i code[high_i] x_2i + code[low_i] x_2i+1 over one block."""
-    total = np.float32(0)
+@njit
+def look_up_anywhere(codes, code, values):
+    """codes (blocksize / 2,) -> values (blocksize,), which stay in the nearest cache."""
     for i in range(codes.size):
-        pair = pairs[codes[i]]
-        total += first_of(pair) * even[i] + second_of(pair) * odd[i]
+        values[2 * i] = code[codes[i] >> 4]
+        values[2 * i + 1] = code[codes[i] & 15]
+
+
+@njit
+def look_up_avx512(codes, code, values):
+    """The same, 16 bytes at a time."""
+    for i in range(0, codes.size, 16):
+        expand(codes, i, code, values)
+
+
+look_up = look_up_avx512 if AVX512 else look_up_anywhere
+
+
+@njit(fastmath={"reassoc", "contract"})     # lets SIMD sum in an order of its own
+def dot(values, x):
+    """sum_i values_i x_i over one block."""
+    total = np.float32(0)
+    for i in range(values.size):
+        total += values[i] * x[i]
     return total
-
-
-@njit
-def first_of(pair):
-    """The float32 in the lower half of a word, which lies first in memory."""
-    return np.uint32(pair).view(np.float32)
-
-
-@njit
-def second_of(pair):
-    """The float32 in the upper half of a word."""
-    return np.uint32(pair >> np.uint64(32)).view(np.float32)
 
 
 @njit
@@ -264,3 +258,39 @@ def scale_of_overload(b, absmax, code2, absmax2, offset):
     if absmax.dtype == types.float32:
         return lambda b, absmax, code2, absmax2, offset: absmax[b]
     return lambda b, absmax, code2, absmax2, offset: (code2[absmax[b]] * absmax2[b >> 8] + offset)
+
+
+@intrinsic
+def expand(typing_context, codes, start, code, values):
+    """16 bytes of codes from `start` on -> 32 values, the code book held in one register.
+
+    In LLVM's own language, because Numba has no word for "pick lanes of a register by these
+    indexes". LLVM makes one AVX512 instruction (vpermps) of the sixteen picks.
+    """
+    def build(context, builder, signature, arguments):
+        codes, start, code, values = (
+            context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array)
+            else value for kind, value in zip(signature.args, arguments))
+        i8, i32, f32 = ir.IntType(8), ir.IntType(32), ir.FloatType()
+
+        def lanes(pointer, kind):
+            return builder.bitcast(pointer, ir.VectorType(kind, 16).as_pointer())
+
+        def constant(kind, numbers):
+            return ir.Constant(ir.VectorType(kind, len(numbers)), list(numbers))
+        book = builder.load(lanes(code, f32), align=4)
+        pairs = builder.load(lanes(builder.gep(codes, [start]), i8), align=1)
+        high = builder.lshr(pairs, constant(i8, [4] * 16))
+        low = builder.and_(pairs, constant(i8, [15] * 16))
+        for half in range(2):
+            order = constant(i32, [k // 2 + 8 * half + 16 * (k % 2) for k in range(16)])
+            picks = builder.zext(builder.shuffle_vector(high, low, order), ir.VectorType(i32, 16))
+            picked = ir.Constant(ir.VectorType(f32, 16), ir.Undefined)
+            for lane in range(16):
+                k = ir.Constant(i32, lane)
+                value = builder.extract_element(book, builder.extract_element(picks, k))
+                picked = builder.insert_element(picked, value, k)
+            at = builder.add(builder.mul(start, start.type(2)), start.type(16 * half))
+            builder.store(picked, lanes(builder.gep(values, [at]), f32), align=4)
+        return context.get_dummy_value()
+    return types.void(codes, start, code, values), build
