@@ -1,8 +1,8 @@
 """The reference's functions as machine code, compiled from this Python by Numba.
 
     quantize      absmax of a block, then a binary search among 15 thresholds held in registers
-    dequantize    a block of codes -> values of the code book -> times absmax -> rounded
-    gemv          the same values, multiplied into x at once: W is never built
+    dequantize    a block of codes -> code[q] * absmax, in the nearest cache -> rounded, written
+    gemv          a block of codes -> the same -> times x, added up: W is never built
 
 Weights go in and out as their bits, and the integer type says what they are: int32 float32,
 uint16 bfloat16, int16 float16 (Numba has neither of the last two). Blocks are shared out among
@@ -14,8 +14,8 @@ from threading import Thread
 
 import numpy as np
 import torch
-from numba import njit, types
 from llvmlite import ir
+from numba import njit, types
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
@@ -137,11 +137,10 @@ def dequantize_blocks(first, last, codes, code, absmax, code2, absmax2, offset, 
     """codes (N, blocksize / 2) -> out (N, blocksize) bits."""
     values = np.empty(out.shape[1], np.float32)
     for b in range(first, last):
-        look_up(codes[b], code, values)
-        scale = scale_of(b, absmax, code2, absmax2, offset)
+        look_up(codes[b], code, scale_of(b, absmax, code2, absmax2, offset), values)
         weights = out[b]
         for i in range(values.size):
-            weights[i] = narrow(values[i] * scale, weights)
+            weights[i] = narrow(values[i], weights)
 
 
 @njit(**KERNEL)
@@ -151,25 +150,25 @@ def gemv_rows(first, last, codes, code, absmax, code2, absmax2, offset, x, y):
     for row in range(first, last):
         total = np.float32(0)
         for b in range(codes.shape[1]):
-            look_up(codes[row, b], code, values)
             scale = scale_of(row * codes.shape[1] + b, absmax, code2, absmax2, offset)
-            total += scale * dot(values, x[b])
+            look_up(codes[row, b], code, scale, values)
+            total += dot(values, x[b])
         y[row] = total
 
 
 @njit
-def look_up_anywhere(codes, code, values):
-    """codes (blocksize / 2,) -> values (blocksize,), which stay in the nearest cache."""
+def look_up_anywhere(codes, code, scale, values):
+    """codes (blocksize / 2,) -> code[q] * scale (blocksize,), which stay in the nearest cache."""
     for i in range(codes.size):
-        values[2 * i] = code[codes[i] >> 4]
-        values[2 * i + 1] = code[codes[i] & 15]
+        values[2 * i] = code[codes[i] >> 4] * scale
+        values[2 * i + 1] = code[codes[i] & 15] * scale
 
 
 @njit
-def look_up_avx512(codes, code, values):
+def look_up_avx512(codes, code, scale, values):
     """The same, 16 bytes at a time."""
     for i in range(0, codes.size, 16):
-        expand(codes, i, code, values)
+        expand(codes, i, code, scale, values)
 
 
 look_up = look_up_avx512 if AVX512 else look_up_anywhere
@@ -261,36 +260,47 @@ def scale_of_overload(b, absmax, code2, absmax2, offset):
 
 
 @intrinsic
-def expand(typing_context, codes, start, code, values):
-    """16 bytes of codes from `start` on -> 32 values, the code book held in one register.
+def expand(typing_context, codes, start, code, scale, values):
+    """16 bytes of codes from `start` on -> 32 of code[q] * scale, from one register.
 
-    In LLVM's own language, because Numba has no word for "pick lanes of a register by these
-    indexes". LLVM makes one AVX512 instruction (vpermps) of the sixteen picks.
+    In LLVM's own language, since Numba has no word for "pick lanes of a register by these indexes".
+    LLVM makes one AVX512 instruction, vpermd, of the sixteen picks.
     """
     def build(context, builder, signature, arguments):
-        codes, start, code, values = (
+        codes, start, code, scale, values = (
             context.make_array(kind)(context, builder, value).data if isinstance(kind, types.Array)
             else value for kind, value in zip(signature.args, arguments))
-        i8, i32, f32 = ir.IntType(8), ir.IntType(32), ir.FloatType()
-
-        def lanes(pointer, kind):
-            return builder.bitcast(pointer, ir.VectorType(kind, 16).as_pointer())
-
-        def constant(kind, numbers):
-            return ir.Constant(ir.VectorType(kind, len(numbers)), list(numbers))
-        book = builder.load(lanes(code, f32), align=4)
-        pairs = builder.load(lanes(builder.gep(codes, [start]), i8), align=1)
-        high = builder.lshr(pairs, constant(i8, [4] * 16))
-        low = builder.and_(pairs, constant(i8, [15] * 16))
-        for half in range(2):
-            order = constant(i32, [k // 2 + 8 * half + 16 * (k % 2) for k in range(16)])
-            picks = builder.zext(builder.shuffle_vector(high, low, order), ir.VectorType(i32, 16))
-            picked = ir.Constant(ir.VectorType(f32, 16), ir.Undefined)
-            for lane in range(16):
-                k = ir.Constant(i32, lane)
-                value = builder.extract_element(book, builder.extract_element(picks, k))
-                picked = builder.insert_element(picked, value, k)
+        book = builder.load(builder.bitcast(code, FLOATS.as_pointer()), align=4)
+        book = builder.fmul(book, every_lane(builder, scale))
+        pairs = builder.bitcast(builder.gep(codes, [start]), BYTES.as_pointer())
+        pairs = builder.load(pairs, align=1)
+        high = builder.lshr(pairs, ir.Constant(BYTES, [4] * 16))
+        low = builder.and_(pairs, ir.Constant(BYTES, [15] * 16))
+        for half in (0, 1):
+            order = [8 * half + k // 2 + 16 * (k % 2) for k in range(16)]   # high 0, low 0, high 1
+            q = builder.shuffle_vector(high, low, ir.Constant(INTEGERS, order))
             at = builder.add(builder.mul(start, start.type(2)), start.type(16 * half))
-            builder.store(picked, lanes(builder.gep(values, [at]), f32), align=4)
+            at = builder.bitcast(builder.gep(values, [at]), FLOATS.as_pointer())
+            builder.store(pick(builder, book, builder.zext(q, INTEGERS)), at, align=4)
         return context.get_dummy_value()
-    return types.void(codes, start, code, values), build
+    return types.void(codes, start, code, scale, values), build
+
+
+FLOATS, INTEGERS, BYTES = (ir.VectorType(lane, 16)
+                           for lane in (ir.FloatType(), ir.IntType(32), ir.IntType(8)))
+
+
+def every_lane(builder, value):
+    """The value in each of 16 lanes."""
+    one = builder.insert_element(ir.Constant(FLOATS, ir.Undefined), value, ir.IntType(32)(0))
+    return builder.shuffle_vector(one, one, ir.Constant(INTEGERS, [0] * 16))
+
+
+def pick(builder, book, indexes):
+    """book[indexes], lane by lane."""
+    picked = ir.Constant(FLOATS, ir.Undefined)
+    for lane in range(16):
+        k = ir.IntType(32)(lane)
+        value = builder.extract_element(book, builder.extract_element(indexes, k))
+        picked = builder.insert_element(picked, value, k)
+    return picked
