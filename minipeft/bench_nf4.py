@@ -213,7 +213,7 @@ def figure(results: dict) -> Figure:
         bars = ax.barh(names, medians, xerr=errors, color=shades, edgecolor="black", capsize=3)
         ax.bar_label(bars, [f" {m:.2f} ms = {m / medians[0]:.1f}x" for m in medians], padding=4)
         ax.invert_yaxis()
-        ax.set_xlim(0, 1.5 * max(medians))
+        ax.set_xlim(0, 1.7 * max(medians))
         ax.set_title(f"{case['operation']}, {shape[0]} x {shape[1]} float32", loc="left")
         ax.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("milliseconds a call: median, quartiles; x: times minipeft's median")

@@ -120,7 +120,7 @@ def forgetting_figure(results: dict) -> Figure:
                 label=ARMS[arm].label, **point(arm))
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set_yscale("symlog", linthresh=0.1)
-    ax.set_ylim(bottom=-0.05)
+    ax.set_ylim(-0.05, 30)
     ax.set_xlim(-6, 106)
     ax.set_xlabel(f"exact match on {task}, % (a mark a seed)")
     ax.set_ylabel("rise of the pretraining loss,\nnats per token (linear below 0.1)")

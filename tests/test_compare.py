@@ -66,7 +66,7 @@ def test_finished_runs_are_read_and_the_others_computed_in_worker_processes(tmp_
 
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
     command = [sys.executable, "-m", "minipeft", "compare", "--methods", "prompt", "--tasks",
-               "elicit", "--seeds", "2", "--workers", "1", "--out", str(tmp_path)]
+               "elicit", "--quick", "--workers", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 120
     while not list(tmp_path.glob("runs/*.json")) and time.time() < deadline:
@@ -74,13 +74,13 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*.json")}
-    assert process.returncode == 1 and f"{len(kept)} finished run" in err and 1 <= len(kept) < 4
+    assert process.returncode == 1 and "1 finished runs are kept" in err and len(kept) == 1
     assert "Traceback" not in err
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     results = json.loads((tmp_path / "compare.json").read_text())
-    assert len(results["runs"]) == 4 and {r["arm"] for r in results["runs"]} == {"full", "prompt"}
+    assert [r["arm"] for r in results["runs"]] == ["full", "prompt"]
     assert "Prompt" in done.stdout and (tmp_path / "quality.png").stat().st_size > 5000
 
 
