@@ -177,3 +177,11 @@ def test_a_refused_model_is_as_it_was(error, message, make, arguments):
 def test_a_model_with_adapters_is_refused():
     with pytest.raises(ValueError, match="first, then get_peft_model"):
         quantize_model(nn.Sequential(Adapter(nn.Linear(64, 64))))
+
+
+def test_a_single_row_that_needs_a_gradient_gets_it():
+    layer = NF4Linear.from_linear(torch.nn.Linear(64, 32, bias=False))
+    x = torch.randn(1, 64, requires_grad=True)
+    layer(x).sum().backward()
+    # the gradient of the sum of W x is the sum of W's rows, added up in another order: some ulp
+    torch.testing.assert_close(x.grad[0], layer.dequantize().sum(0), rtol=1e-5, atol=1e-6)
