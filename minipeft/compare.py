@@ -112,9 +112,8 @@ def run(job: Job) -> dict:
     """Train one arm on one task and score it; a diverged run has loss None."""
     torch.manual_seed(job.seed)
     arm, task = ARMS[job.arm], world.TASKS[job.task]
-    base = load_base(base_seed(job.seed))
-    before = kept_losses(base)
-    model = adapted(arm, base)
+    before = read_record()[str(base_seed(job.seed))]["validation"]      # scored when it was shipped
+    model = adapted(arm, load_base(base_seed(job.seed)))
     frozen = {key: t.clone() for key, t in bare(model).items()}
     record = asdict(job) | dict(trainable=count_parameters(model)[0], loss=None, exact_match=0.0)
     try:
@@ -127,7 +126,7 @@ def run(job: Job) -> dict:
     restored = bare(model)
     return record | dict(
         loss=loss, exact_match=exact_match, history=history.loss,
-        forgetting={kind: after[kind] - before[kind] for kind in KEPT},
+        forgetting={kind: after[kind] - before[kind]["loss"] for kind in KEPT},
         restored=all(torch.equal(restored[key], frozen[key]) for key in frozen))
 
 
