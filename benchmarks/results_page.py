@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from minipeft import bench_nf4, summary
+from minipeft import bench_nf4, bench_step, summary
 from minipeft.cli.compare import report
 
 FOLDER = Path(__file__).parent
@@ -51,6 +51,14 @@ Written by `python benchmarks/results_page.py` from the files in `benchmarks/res
 ```
 
 ![NF4 kernels](results/nf4_cpu.png)
+
+## A training step beside HuggingFace PEFT
+
+`python -m minipeft bench step --out benchmarks/results`
+
+```
+{bench_step.table(stored("step.json"))}
+```
 
 ## Parity with the real libraries
 
