@@ -13,7 +13,7 @@ import functools
 import itertools
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ from .peft_model import PeftModel, count_parameters, get_peft_model
 from .prefix import PrefixTuningConfig
 from .prompt import PromptTuningConfig
 from .run_files import read_checkpoint, save_trained, write_checkpoint
+from .shared_prefix import shared_logits
 from .train import IGNORE, TrainConfig, labelled_logits
 
 # What each method adds, by its size (rank, or virtual tokens, or bottleneck): default size and rate
@@ -156,13 +157,14 @@ def shares(examples: list[Example], micro_batch: int) -> list[list[Example]]:
     return [mine[i:i + micro_batch] for i in range(0, len(mine), micro_batch)]
 
 
-def accumulate(model: nn.Module, examples: list[Example], micro_batch: int) -> tuple[float, int]:
+def accumulate(model: nn.Module, examples: list[Example], micro_batch: int,
+               logits_of: Callable = shared_logits) -> tuple[float, int]:
     """Add the gradient of a step's loss to .grad; (the loss in nats per labelled token, tokens)."""
     device = next(model.parameters()).device
     n_labelled = sum(label != IGNORE for _, labels in examples for label in labels)
     total = torch.zeros((), device=device)
     for part in shares(examples, micro_batch):
-        logits, targets = labelled_logits(model, collate(part, device))
+        logits, targets = logits_of(model, collate(part, device))
         loss = F.cross_entropy(logits.float(), targets, reduction="sum") / n_labelled
         loss.backward()
         total += loss.detach()
@@ -177,7 +179,7 @@ def validate(model: nn.Module, examples: list[Example], micro_batch: int) -> dic
     sums = torch.zeros(3, dtype=torch.float64, device=device)   # losses, labels, exact answers
     for part in shares(examples, micro_batch):
         input_ids, labels = collate(part, device)
-        logits, targets = labelled_logits(model, (input_ids, labels))
+        logits, targets = shared_logits(model, (input_ids, labels))
         rows = (labels[:, 1:] != IGNORE).nonzero()[:, 0]   # (N,) the example of each labelled token
         wrong = rows[logits.argmax(-1) != targets].unique()
         sums += torch.tensor([F.cross_entropy(logits.float(), targets, reduction="sum").item(),
@@ -209,7 +211,9 @@ class Run:
         """One AdamW step; FloatingPointError, before anything has changed, if it is not finite."""
         start, parameters = time.perf_counter(), list(self.trained.values())
         self.optimizer.param_groups[0]["lr"] = self.config.lr_at(self.done, self.schedule.steps)
-        loss, n_tokens = accumulate(self.model, examples, self.schedule.micro_batch)
+        # layers that compute again would fill the shared tokens' caches twice
+        logits_of = labelled_logits if self.recipe.recompute else shared_logits
+        loss, n_tokens = accumulate(self.model, examples, self.schedule.micro_batch, logits_of)
         reduce_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm).item()
         if not (loss < float("inf") and norm < float("inf")):

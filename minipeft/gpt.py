@@ -135,6 +135,10 @@ class KVCache:
         self.v = v if self.v is None else torch.cat([self.v, v], dim=2)
         return self.k, self.v
 
+    def expand(self, rows: int) -> None:
+        """One row's keys and values become those of `rows` rows, without a copy."""
+        self.k, self.v = (t.expand(rows, -1, -1, -1) for t in (self.k, self.v))
+
 
 class Attention(nn.Module):
     """softmax(Q K^T / sqrt(D)) V over H heads, causal, with rotary positions.
@@ -182,8 +186,11 @@ def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     mask = None
     if 1 < T < S:   # a prefix or a cache stands in front: query t sees keys 0 ... S - T + t
         mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    dtype = q.dtype
+    if dtype == torch.bfloat16 and q.device.type == "cpu":   # its backward pass is far slower there
+        q, k, v = q.float(), k.float(), v.float()
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S,
-                                          enable_gqa=q.shape[1] != k.shape[1])
+                                          enable_gqa=q.shape[1] != k.shape[1]).to(dtype)
 
 
 class MLP(nn.Module):

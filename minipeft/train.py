@@ -56,11 +56,16 @@ def offers_logits_at(model: nn.Module) -> bool:
     return "logits_at" in inspect.signature(base.forward).parameters
 
 
+def label_positions(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """(whether position t predicts a labelled token, that token), (B, T) each."""
+    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)       # (B, T): position t predicts t + 1
+    return targets != IGNORE, targets
+
+
 def labelled_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits (N, V) at the N positions whose next token is labelled, and those labels (N,)."""
     input_ids, labels = batch
-    targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE)       # (B, T): position t predicts t + 1
-    counted = targets != IGNORE
+    counted, targets = label_positions(labels)
     if offers_logits_at(model):
         return model(input_ids, logits_at=counted), targets[counted]
     return model(input_ids)[counted], targets[counted]

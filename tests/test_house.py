@@ -14,7 +14,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 ORDER = [
     ["gpt", "adapter", "nf4", "grammar", "village", "world", "gguf"],
     ["lora"], ["prompt"], ["prefix"], ["houlsby"], ["adapter_file"],
-    ["peft_model"], ["train", "measure", "chat", "run_files"],
+    ["peft_model"], ["train", "measure", "chat", "run_files", "shared_prefix"],
     ["pretrain", "smollm2", "memory", "bench_nf4", "finetune"],
     ["compare", "bench_step"], ["summary", "plot", "notebook", "claims", "questions"],
     ["cli"], ["__main__"],

@@ -1,0 +1,41 @@
+"""What all rows of a batch begin with, computed once.
+
+    k, v of a shared token depend on the tokens before it, which are shared too
+
+The rows of a fine-tuning batch often begin alike: a system turn, a chat template. Causal attention
+gives those positions the same keys and values in every row, so one row computes them and the others
+read them. Loss and gradients are those of the whole batch, up to rounding; B - 1 of B times the
+shared part of the work, and of the saved activations, is not done. (Dropout: the rows share the
+shared part's mask.)
+"""
+import torch
+from torch import Tensor, nn
+
+from .gpt import GPT, KVCache
+from .train import Batch, label_positions, labelled_logits
+
+
+def shared_length(input_ids: Tensor, counted: Tensor) -> int:
+    """How many positions the rows (B, T) have in common from the start, none of them `counted`."""
+    alike = (input_ids == input_ids[:1]).all(0) & ~counted.any(0)                # (T,)
+    return int(alike.cumprod(0).sum())
+
+
+def shared_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """`labelled_logits` of a GPT, adapted or not: (N, V) and (N,), for less work."""
+    input_ids = batch[0]                                                         # (B, T)
+    counted, targets = label_positions(batch[1])
+    P = shared_length(input_ids, counted)
+    if P == 0 or len(input_ids) == 1:
+        return labelled_logits(model, batch)
+    caches = [KVCache() for _ in gpt_of(model).model.layers]
+    nowhere = torch.zeros(1, P, dtype=torch.bool, device=input_ids.device)
+    model(input_ids[:1, :P], logits_at=nowhere, caches=caches)                   # (1, P)
+    for cache in caches:
+        cache.expand(len(input_ids))
+    logits = model(input_ids[:, P:], logits_at=counted[:, P:], caches=caches)    # (B, T - P)
+    return logits, targets[counted]
+
+
+def gpt_of(model: nn.Module) -> GPT:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
