@@ -2,35 +2,126 @@
 
     python benchmarks/tool_calls.py base                        zero-shot and few-shot
     python benchmarks/tool_calls.py score runs/tools            exact match by tool, and the errors
-    python benchmarks/tool_calls.py compare --out results/tools [--quick]
+    python benchmarks/tool_calls.py compare [--quick]           every method, rates swept, 3 seeds
 
-`compare` fine-tunes by every method through the command a user types, one run after the other, and
-scores each. `--quick`: 20 steps, 40 test requests, one seed, to see that it works.
+`compare` fine-tunes by every method through the command a user types, two runs at a time with one
+thread each, and scores each on the test requests. First seed 0 at every learning rate of GRID; the
+one with the lowest validation loss is then trained with the other seeds. What is there already is
+not done again. `--quick`: 20 steps, 40 requests, one rate and seed: to see that it works.
 """
 import argparse
+import ast
 import collections
+import copy
+import itertools
 import json
+import os
+import statistics
 import subprocess
 import sys
+import sysconfig
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from minipeft.chat import END, chat_text, encode_example, read_jsonl
-from minipeft.finetune import METHODS, validate
-from minipeft.measure import nbytes
+from minipeft.compare import machine
+from minipeft.finetune import METHODS, faster_dtype, validate
+from minipeft.gpt import KVCache
+from minipeft.plot import LOOKS, new_figure
 from minipeft.run_files import REPORT, load_trained, write_json
+from minipeft.shared_prefix import gpt_of
 from minipeft.smollm2 import load
 
 DATA = Path(__file__).parent.parent / "data" / "tool_calls"
-# Peak learning rates of the comparison's sweep; each method's default is among its own
-GRID = {"lora": (3e-4, 1e-3, 3e-3), "qlora": (3e-4, 1e-3, 3e-3), "houlsby": (3e-4, 1e-3, 3e-3),
-        "prompt": (5e-2, 1e-1, 3e-1), "prefix": (1e-2, 5e-2, 1e-1), "full": (2e-5, 5e-5, 1e-4)}
+SCORE, RESULTS = "score.json", "comparison.json"
+# Peak learning rates of the sweep; each method's default is among its own
+GRID = {"full": (2e-5, 5e-5, 2e-4), "lora": (3e-4, 1e-3, 3e-3), "qlora": (3e-4, 1e-3, 3e-3),
+        "prompt": (5e-2, 1e-1, 3e-1), "prefix": (1e-2, 5e-2, 1e-1), "houlsby": (3e-4, 1e-3, 3e-3)}
+LABELS = {"full": "FFT", "lora": "LoRA", "qlora": "QLoRA", "prompt": "Prompt", "prefix": "Prefix",
+          "houlsby": "Houlsby"}
+
+
+# Scores
 
 
 def requests(n: int | None = None) -> list[list[dict]]:
     return read_jsonl(DATA / "test.jsonl")[:n]
+
+
+@torch.no_grad()
+def greedy(model, ids: torch.Tensor, caches: list[KVCache], end: int) -> torch.Tensor:
+    """The likeliest 60 tokens after (B, T), or fewer where `end` comes first; (B, new)."""
+    new, made = ids, []
+    while len(made) < 60 and not (made and (torch.cat(made, 1) == end).any(1).all()):
+        logits = model(new, logits_at=(slice(None), -1), caches=caches)         # (B, V)
+        new = logits.argmax(-1, keepdim=True)
+        made.append(new)
+    return torch.cat(made, 1)
+
+
+@torch.no_grad()
+def answers(model, tokenizer, asked: list[list[dict]]) -> list[str]:
+    """Greedy answers. What all requests begin with (tools, examples) is computed once; requests of
+    equal length then go together: without padding no mask is needed."""
+    rows = [tokenizer.encode(chat_text(messages)).ids for messages in asked]
+    alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows))
+    P = min(len(list(alike)), min(map(len, rows)) - 1)
+    start = [KVCache() for _ in gpt_of(model).model.layers]
+    model(torch.tensor([rows[0][:P]]), logits_at=(slice(None), -1), caches=start)
+    groups, found = collections.defaultdict(list), {}
+    for i, row in enumerate(rows):
+        groups[len(row)].append(i)
+    end = tokenizer.token_to_id(END)
+    for group in tqdm(groups.values(), file=sys.stderr, unit="length"):
+        caches = [copy.copy(cache) for cache in start]
+        for cache in caches:
+            cache.expand(len(group))
+        made = greedy(model, torch.tensor([rows[i][P:] for i in group]), caches, end).tolist()
+        for i, row in zip(group, made):
+            found[i] = tokenizer.decode(row[:row.index(end)] if end in row else row)
+    return [found[i] for i in range(len(asked))]
+
+
+def english(tokenizer) -> list:
+    """General English to forget: 16 modules' docstrings in the standard library, 256 tokens each.
+
+    Read from the source, so that no module is imported; it differs a little between Pythons.
+    """
+    names = ("argparse ast calendar collections/__init__ copy csv decimal difflib doctest heapq "
+             "json/__init__ logging/__init__ optparse pickle random statistics").split()
+    library, pieces = Path(sysconfig.get_path("stdlib")), []
+    for name in names:
+        source = (library / f"{name}.py").read_text(encoding="utf-8")
+        ids = tokenizer.encode(ast.get_docstring(ast.parse(source)) or "").ids[:256]
+        pieces += [(ids, ids)] * (len(ids) > 1)
+    return pieces
+
+
+def losses(model, tokenizer, tested: list[list[dict]]) -> dict[str, float]:
+    """Nats per token on the wanted answers, and on general English."""
+    encoded = [encode_example(messages, lambda t: tokenizer.encode(t).ids) for messages in tested]
+    return {"loss": validate(model, encoded, 8)["loss"],
+            "english": validate(model, english(tokenizer), 1)["loss"]}
+
+
+def score_run(folder: Path, n: int | None = None) -> dict:
+    """Exact match of a run on the test requests, in all and by tool, and the wrong answers."""
+    model, tokenizer = load()
+    model = load_trained(model, folder).eval()
+    tested, by_tool, wrong = requests(n), collections.defaultdict(list), []
+    said = answers(model, tokenizer, [messages[:1] for messages in tested])
+    for got, (asked, wanted) in zip(said, tested):
+        right = got == wanted["content"]
+        by_tool[json.loads(wanted["content"])["tool"]].append(right)
+        wrong += [] if right else [{"asked": asked["content"], "wanted": wanted["content"],
+                                    "got": got}]
+    return {"n": len(tested), "exact_match": 1 - len(wrong) / len(tested),
+            "by_tool": {tool: [sum(right), len(right)] for tool, right in by_tool.items()},
+            **losses(model, tokenizer, tested), "wrong": wrong}
 
 
 def tool_list(training: list) -> str:
@@ -41,87 +132,176 @@ def tool_list(training: list) -> str:
     return "Answer with one JSON tool call, one of:\n" + "\n".join(lines.values())
 
 
-def shots(training: list, n: int) -> list[dict]:
-    """The first n training examples as turns: the tools come in turn."""
-    return [turn for messages in training[:n] for turn in messages]
-
-
-@torch.no_grad()
-def answers(model, tokenizer, asked: list[list[dict]]) -> list[str]:
-    """Greedy answers. Requests of equal length go together: without padding no mask is needed."""
-    groups, found = collections.defaultdict(list), {}
-    for i, messages in enumerate(asked):
-        ids = tokenizer.encode(chat_text(messages)).ids
-        groups[len(ids)].append((i, ids))
-    end = tokenizer.token_to_id(END)
-    for length, group in tqdm(sorted(groups.items()), file=sys.stderr, unit="length"):
-        out = model.generate(torch.tensor([ids for _, ids in group]), 60, eos_token_id=end)
-        for (i, _), row in zip(group, out[:, length:].tolist()):
-            found[i] = tokenizer.decode(row)               # without the special tokens
-    return [found[i] for i in range(len(asked))]
-
-
-def score_base(args) -> None:
+def score_base(n: int | None = None, all_shots: tuple[int, ...] = (0, 10, 20)) -> dict:
+    """The model as it came: told the tools, and shown examples (the tools come in turn)."""
     model, tokenizer = load()
-    training, tested = read_jsonl(DATA / "train.jsonl"), requests(args.n)
-    for n_shots in (0, 10, 20):
+    training, tested, found = read_jsonl(DATA / "train.jsonl"), requests(n), []
+    for shots in all_shots:
         system = {"role": "system", "content": tool_list(training)}
-        asked = [[system, *shots(training, n_shots), messages[0]] for messages in tested]
+        shown = [turn for messages in training[:shots] for turn in messages]
+        asked = [[system, *shown, messages[0]] for messages in tested]
         said = answers(model, tokenizer, asked)
         right = sum(a == messages[1]["content"] for a, messages in zip(said, tested))
-        length = len(tokenizer.encode(chat_text(asked[0])).ids)
-        print(f"{n_shots:>2}-shot, about {length} tokens: exact match {right}/{len(tested)} = "
-              f"{right / len(tested):.1%}", flush=True)
+        tokens = statistics.median(len(tokenizer.encode(chat_text(a)).ids) for a in asked)
+        found.append({"shots": shots, "prompt_tokens": tokens, "right": right, "n": len(tested)})
+    return {"shots": found, **losses(model, tokenizer, tested)}
 
 
-def score_run(folder: Path, n: int | None, show: bool) -> dict:
-    """Exact match of a run on the test requests, in all and by tool."""
-    model, tokenizer = load()
-    model = load_trained(model, folder).eval()
-    tested = requests(n)
-    said = answers(model, tokenizer, [messages[:1] for messages in tested])
-    by_tool = collections.defaultdict(list)
-    for answer, (asked, wanted) in zip(said, tested):
-        by_tool[json.loads(wanted["content"])["tool"]].append(answer == wanted["content"])
-        if show and answer != wanted["content"]:
-            print(f"asked   {asked['content']}\nwanted  {wanted['content']}\ngot     {answer}\n")
-    encoded = [encode_example(messages, lambda t: tokenizer.encode(t).ids) for messages in tested]
-    return {"n": len(tested), "exact_match": sum(map(sum, by_tool.values())) / len(tested),
-            "by_tool": {tool: [sum(right), len(right)] for tool, right in by_tool.items()},
-            "loss": validate(model, encoded, 8)["loss"],
-            "forgetting": validate(model, english(tokenizer), 1)["loss"],
-            "bytes": nbytes([*model.parameters(), *model.buffers()])}
+# The comparison
 
 
-def english(tokenizer) -> list:
-    """Docstrings of the standard library as general English, 8 pieces of 256 tokens."""
-    text = "\n\n".join(module.__doc__ for module in (argparse, collections, json, subprocess))
-    ids = tokenizer.encode(text).ids
-    pieces = [ids[i:i + 256] for i in range(0, min(len(ids), 2048), 256)]
-    return [(piece, piece) for piece in pieces if len(piece) > 1]
+@dataclass(frozen=True)
+class Job:
+    method: str
+    lr: float
+    seed: int
+    steps: int
+    dtype: str                 # of the frozen weights; full fine-tuning is float32
+
+    def folder(self, out: Path) -> Path:
+        return out / f"{self.method}_{self.lr:g}_seed{self.seed}"
+
+    def command(self, out: Path) -> list[str]:
+        dtype = "float32" if self.method == "full" else self.dtype
+        return (f"-m minipeft finetune --data {DATA / 'train.jsonl'} --method {self.method} "
+                f"--lr {self.lr:g} --steps {self.steps} --seed {self.seed} --dtype {dtype} "
+                f"--out {self.folder(out)}").split()
 
 
-def compare(args) -> None:
-    steps, n, seeds = (20, 40, 1) if args.quick else (110, None, args.seeds)
-    results = []
-    for method in METHODS:
-        rates = (METHODS[method][1],) if args.quick else GRID[method]
-        for lr, seed in [(lr, seed) for lr in rates for seed in range(seeds)]:
-            out = args.out / f"{method}_{lr:g}_{seed}"
-            command = [sys.executable, "-m", "minipeft", "finetune", "--data",
-                       str(DATA / "train.jsonl"), "--method", method, "--lr", str(lr), "--steps",
-                       str(steps), "--seed", str(seed), "--out", str(out)]
-            if not (out / REPORT).exists():
-                subprocess.run(command, check=True)
-            report = json.loads((out / REPORT).read_text(encoding="utf-8"))
-            results.append({"method": method, "lr": lr, "seed": seed, "command": command[1:],
-                            "seconds_per_step": report["seconds_per_step"],
-                            "validation": report["best"], "test": score_run(out, n, show=False)})
-            write_json(args.out / "comparison.json", {"runs": results})
-            print(f"{method:<8} lr {lr:<7g} seed {seed}  exact match "
-                  f"{results[-1]['test']['exact_match']:.1%}  "
-                  f"loss {results[-1]['test']['loss']:.4f}  general English {results[-1]['test']['forgetting']:.3f}"
-                  f"  {report['seconds_per_step']:.2f} s/step", flush=True)
+def run_python(arguments: list[str]) -> None:
+    """A process of one thread; OSError with its last words if it fails."""
+    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    if done.returncode:
+        raise OSError(f"{' '.join(arguments)} failed: {done.stderr.strip()[-400:]}")
+
+
+def train_job(job: Job, out: Path) -> None:
+    folder = job.folder(out)
+    if not (folder / REPORT).exists():
+        resume = ["-m", "minipeft", "finetune", "--resume", "--out", str(folder)]
+        run_python(resume if (folder / "run.json").exists() else job.command(out))
+
+
+def score_job(job: Job, out: Path, n: int | None) -> None:
+    folder = job.folder(out)
+    if not (folder / SCORE).exists():
+        run_python([__file__, "score", str(folder), *(["--n", str(n)] if n else [])])
+
+
+def in_parallel(what, jobs: list[Job], name: str) -> None:
+    with ThreadPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        list(tqdm(pool.map(what, jobs), total=len(jobs), desc=name, file=sys.stderr))
+
+
+def read(path: Path) -> dict | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def collect(jobs: list[Job], out: Path, about: dict) -> dict:
+    """Everything that is finished so far, written to comparison.json and a picture."""
+    runs = []
+    for job in jobs:
+        report, test = read(job.folder(out) / REPORT), read(job.folder(out) / SCORE)
+        if report:
+            runs.append({"method": job.method, "lr": job.lr, "seed": job.seed, "test": test,
+                         "trained": report["trainable_parameters"], "best": report["best"],
+                         "seconds_per_step": report["seconds_per_step"],
+                         "curve": report["history"]["validation"],
+                         "dtype": report["settings"]["recipe"]["dtype"]})
+    results = about | {"base": read(out / "base.json"), "runs": runs}
+    write_json(out / RESULTS, results)
+    if any(run["test"] for run in runs):
+        figure(results).savefig(out / "comparison.png")
+    return results
+
+
+def chosen_rates(results: dict) -> dict[str, float]:
+    """The learning rate with the lowest validation loss of seed 0, by method."""
+    swept = [run for run in results["runs"] if run["seed"] == 0]
+    return {method: min((run for run in swept if run["method"] == method),
+                        key=lambda run: run["best"]["loss"])["lr"] for method in GRID}
+
+
+def compare(out: Path, steps: int, n: int | None, grid: dict, seeds: int) -> dict:
+    dtype = faster_dtype(load()[0])
+    out.mkdir(parents=True, exist_ok=True)
+    about = dict(machine=machine(), steps=steps, threads=1, grid=grid,
+                 rule="the rate with the lowest validation loss of seed 0, then the other seeds")
+    if not (out / "base.json").exists():
+        write_json(out / "base.json", score_base(n, (0, 10) if n else (0, 10, 20)))
+    jobs = [Job(method, lr, 0, steps, dtype) for method, rates in grid.items() for lr in rates]
+    in_parallel(lambda job: train_job(job, out), jobs, "sweep")
+    rates = chosen_rates(collect(jobs, out, about))
+    for seed in range(seeds):
+        again = [Job(method, lr, seed, steps, dtype) for method, lr in rates.items()]
+        jobs += [job for job in again if job not in jobs]
+        in_parallel(lambda job: train_job(job, out), again, f"seed {seed}")
+        in_parallel(lambda job: score_job(job, out, n), again, f"scores of seed {seed}")
+        results = collect(jobs, out, about)
+    return results
+
+
+# What came out
+
+
+def scored(results: dict, method: str) -> list[dict]:
+    return [run for run in results["runs"] if run["method"] == method and run["test"]]
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean and standard deviation; of one value, the value."""
+    deviation = f"±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def table(results: dict) -> str:
+    base = results["base"]
+    lines = [f"{results['steps']} steps of 8 examples; {results['rule']}",
+             f"{'':<9}{'trained':>12}{'rate':>8}{'s/step':>8}{'n':>3}{'exact match %':>15}"
+             f"{'test loss':>15}{'English, nats':>15}"]
+    for method in GRID:
+        runs = scored(results, method)
+        if runs:
+            exact, loss, english_ = ([run["test"][key] for run in runs]
+                                     for key in ("exact_match", "loss", "english"))
+            seconds = statistics.median(run["seconds_per_step"] for run in runs)
+            lines.append(f"{LABELS[method]:<9}{runs[0]['trained']:>12,}{runs[0]['lr']:>8g}"
+                         f"{seconds:>8.2f}{len(runs):>3}"
+                         f"{spread([100 * e for e in exact], 1):>15}{spread(loss, 4):>15}"
+                         f"{spread([e - base['english'] for e in english_], 2):>15}")
+    lines.append("English: what a token of general English costs more than under the base model")
+    lines += [f"base model, {shot['shots']} examples in the prompt ({shot['prompt_tokens']:.0f} "
+              f"tokens): {shot['right']} of {shot['n']} right" for shot in base["shots"]]
+    return "\n".join(lines)
+
+
+def figure(results: dict):
+    """Exact match, and what general English costs, a mark for each seed."""
+    fig, axes = new_figure(2, figsize=(9.0, 3.6))
+    base = results["base"]["english"]
+    for i, method in enumerate(GRID):
+        look = {**LOOKS[method], "linestyle": "none"}
+        for run in scored(results, method):
+            axes[0].plot(i, 100 * run["test"]["exact_match"], **look)
+            axes[1].plot(i, run["test"]["english"] - base, **look)
+    for ax in axes:
+        ax.set_xticks(range(len(GRID)), list(LABELS.values()))
+    shots = max(shot["right"] / shot["n"] for shot in results["base"]["shots"])
+    axes[0].axhline(100 * shots, color="0.4", linestyle="--", linewidth=1)
+    axes[0].text(5.4, 100 * shots + 2, "base, few-shot", ha="right", fontsize=8, color="0.3")
+    axes[0].set(ylabel="exact match on held-out requests (%)", ylim=(-3, 103))
+    axes[1].set(ylabel="general English: loss over the base's\n(nats per token)")
+    return fig
+
+
+def show_score(scores: dict) -> None:
+    for mistake in scores["wrong"]:
+        print("asked   {asked}\nwanted  {wanted}\ngot     {got}\n".format(**mistake))
+    for tool, (right, n) in scores["by_tool"].items():
+        print(f"{tool:<10}{right:>4} of {n}")
+    print(f"{'all':<10}{scores['n'] - len(scores['wrong']):>4} of {scores['n']}, exact match "
+          f"{scores['exact_match']:.1%}, loss {scores['loss']:.4f}")
 
 
 def main() -> None:
@@ -131,21 +311,22 @@ def main() -> None:
     parser.add_argument("what", choices=["base", "score", "compare"])
     parser.add_argument("run", type=Path, nargs="?", help="folder of a run, for score")
     parser.add_argument("--n", type=int, help="test requests (default: all 200)")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, help="of the comparison (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("results/tool_calls"))
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
-    if args.what == "base":
-        score_base(args)
-    elif args.what == "compare":
-        compare(args)
+    if args.what == "compare":
+        quick = {method: (METHODS[method][1],) for method in GRID}
+        print(table(compare(args.out, 20, 40, quick, 1) if args.quick else
+                    compare(args.out, 110, args.n, GRID, args.seeds)))
+    elif args.what == "base":
+        print(json.dumps(score_base(args.n), indent=2))
     elif args.run is None:
         parser.error("score wants the folder of a run")
     else:
-        scores = score_run(args.run, args.n, show=True)
-        for tool, (right, n) in scores.pop("by_tool").items():
-            print(f"{tool:<10}{right:>4} of {n}")
-        print(json.dumps(scores))
+        scores = score_run(args.run, args.n)
+        write_json(args.run / SCORE, scores)
+        show_score(scores)
 
 
 if __name__ == "__main__":

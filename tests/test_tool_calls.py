@@ -1,9 +1,15 @@
 """The data of the fine-tuning lesson: what is held out, and that it is what its generator makes."""
 import importlib.util
 import json
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import SMALL
+
+from minipeft import GPT
 
 FOLDER = Path(__file__).parent.parent / "data" / "tool_calls"
 spec = importlib.util.spec_from_file_location("generate", FOLDER / "generate.py")
@@ -61,3 +67,69 @@ def test_every_value_of_an_answer_can_be_copied_from_the_request():
         for line, call in zip(lines(name), calls(name)):
             text = line["prompt"].lower()
             assert all(value.lower() in text for slot, value in call.items() if slot != "tool")
+
+
+# The comparison's script
+
+sys.path.insert(0, str(FOLDER.parent.parent / "benchmarks"))
+import tool_calls  # noqa: E402
+
+
+class Bytes:
+    """A tokenizer with a token a byte, and END as token 0."""
+
+    def encode(self, text):
+        ids = [byte % 60 + 1 for byte in text.encode()]
+        return type("Encoding", (), {"ids": ids})
+
+    def decode(self, ids):
+        return " ".join(map(str, ids))
+
+    def token_to_id(self, token):
+        return 0
+
+
+@pytest.mark.parametrize("loudness", [0.01, 3])
+def test_answers_are_those_of_generate_one_request_at_a_time(loudness):
+    torch.manual_seed(0)
+    model = GPT(replace(SMALL, max_position_embeddings=400)).eval()
+    with torch.no_grad():
+        for layer in model.model.layers:
+            layer.self_attn.o_proj.weight *= 20           # so that the request decides the answer
+        model.lm_head.weight[0] *= loudness              # how likely END is
+    asked = [[{"role": "user", "content": text}] for text in ("ab", "cd", "wxyz", "axyz", "q")]
+    said = tool_calls.answers(model, Bytes(), asked)
+    assert len(set(said)) > 2
+    lengths = set()
+    for messages, answer in zip(asked, said):
+        ids = torch.tensor([Bytes().encode(tool_calls.chat_text(messages)).ids])
+        alone = model.generate(ids, 60, eos_token_id=0)[0, ids.shape[1]:].tolist()
+        assert answer == Bytes().decode(alone[:alone.index(0)] if 0 in alone else alone)
+        lengths.add(len(alone))
+    assert (min(lengths) < 60) == (loudness > 1)
+
+
+def made_up_results() -> dict:
+    def run(method, lr, seed, loss, exact):
+        test = exact and {"exact_match": exact, "loss": loss, "english": 3.5, "wrong": []}
+        return {"method": method, "lr": lr, "seed": seed, "best": {"loss": loss}, "test": test,
+                "trained": 7, "seconds_per_step": 1.0}
+    runs = [run(method, lr, 0, loss, exact) for method in tool_calls.GRID
+            for lr, loss, exact in [(1e-3, 0.5, None), (1e-2, 0.2, 0.8), (1e-1, 0.9, None)]]
+    runs += [run("lora", 1e-2, 1, 0.1, 0.9), run("lora", 1e-1, 1, 0.01, None)]
+    return {"steps": 9, "rule": "r", "runs": runs,
+            "base": {"english": 3.0, "loss": 1.0,
+                     "shots": [{"shots": 0, "right": 3, "n": 9, "prompt_tokens": 60}]}}
+
+
+def test_the_rate_is_chosen_on_validation_with_seed_0_alone():
+    assert set(tool_calls.chosen_rates(made_up_results()).values()) == {1e-2}
+
+
+def test_the_table_counts_scored_runs_only_and_the_picture_is_drawn():
+    text = tool_calls.table(made_up_results())
+    (lora,) = (line.split() for line in text.splitlines() if line.startswith("LoRA"))
+    assert lora == ["LoRA", "7", "0.01", "1.00", "2", "85.0±7.1", "0.1500±0.0707", "0.50±0.00"]
+    assert "base model, 0 examples in the prompt (60 tokens): 3 of 9 right" in text
+    marks = sum(len(ax.lines) for ax in tool_calls.figure(made_up_results()).axes)
+    assert marks == 2 * (len(tool_calls.GRID) + 1) + 1                # and the base's line
