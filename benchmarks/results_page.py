@@ -1,11 +1,13 @@
 """Write benchmarks/RESULTS.md from the stored results: `python benchmarks/results_page.py`.
 
-tests/test_readme.py fails when the page, or the table in README.md, is not what this makes.
+tests/test_readme.py fails when the page, or a table in README.md, is not what this makes.
 """
+import functools
 import json
 import os
 from pathlib import Path
 
+from gpu import fits, kernels, latency, quality
 from minipeft import bench_nf4, bench_step, summary
 from minipeft.cli.compare import report
 
@@ -13,6 +15,7 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 README = FOLDER.parent / "README.md"
 START, END = "<!-- written by benchmarks/results_page.py -->\n", "\n<!-- end -->"
+GPU_START = "<!-- at full size, written by benchmarks/results_page.py -->\n"
 
 
 def stored(name: str) -> dict:
@@ -21,6 +24,27 @@ def stored(name: str) -> dict:
 
 def machine(results: dict) -> str:
     return ", ".join(f"{key} {value}" for key, value in results["machine"].items())
+
+
+def measured_on_gpus(part: str, folder: Path = RESULTS) -> dict[str, dict]:
+    """What gpu_evidence.py stored of a part, by GPU; smoke runs are not evidence."""
+    found = [json.loads(path.read_text(encoding="utf-8"))
+             for path in sorted(folder.glob(f"*/{part}.json"))]
+    return {results["machine"]["processor"]: results for results in found if not results["smoke"]}
+
+
+@functools.cache
+def full_size(names: tuple[str, ...] = tuple(fits.CASES)) -> str:
+    """Claimed, predicted now by the planner, and measured where a GPU has done it."""
+    return fits.markdown(measured_on_gpus("fits"), names)
+
+
+def gpu_tables() -> str:
+    """The other parts of the evidence, or a line that says that there is none."""
+    blocks = [f"### {name}, {gpu}\n\n```\n{part.table(results)}\n```"
+              for name, part in (("Latency", latency), ("Kernels", kernels), ("Quality", quality))
+              for gpu, results in measured_on_gpus(name.lower()).items()]
+    return "\n\n".join(blocks) or "Latency, kernels, quality with five seeds: not measured yet."
 
 
 def page() -> str:
@@ -60,6 +84,17 @@ Written by `python benchmarks/results_page.py` from the files in `benchmarks/res
 {bench_step.table(stored("step.json"))}
 ```
 
+## At full size: claimed, predicted, measured
+
+`python benchmarks/gpu_evidence.py` on a CUDA GPU; predicted by `python -m minipeft memory`. One row
+of 512 tokens, AdamW, gradient checkpointing, LoRA on all linears with float32 adapters. Cards are
+sold in GB and have GiB: caps, predictions and peaks are in GiB (2^30 bytes), claims in GB (1e9).
+A cap binds torch's allocator; CUDA's own context comes on top, and is stored beside the peak.
+
+{full_size()}
+
+{gpu_tables()}
+
 ## Parity with the real libraries
 
 {parity}
@@ -67,10 +102,16 @@ Written by `python benchmarks/results_page.py` from the files in `benchmarks/res
 
 
 def readme(text: str) -> str:
-    """README.md with the summary table of the stored comparison."""
-    before, _, rest = text.partition(START)
+    """README.md with the summary table of the stored comparison and the headlines at full size."""
+    text = between(text, START, summary.markdown_table(stored("compare/compare.json")))
+    return between(text, GPU_START, full_size(fits.HEADLINES))
+
+
+def between(text: str, start: str, content: str) -> str:
+    """The text with what stands from `start` to the next END replaced."""
+    before, _, rest = text.partition(start)
     _, _, after = rest.partition(END)
-    return before + START + summary.markdown_table(stored("compare/compare.json")) + END + after
+    return before + start + content + END + after
 
 
 def write(path: Path, text: str) -> None:

@@ -1,4 +1,5 @@
 """y = x W^T + b with W frozen in 4 bits: the base of QLoRA (Dettmers et al. 2023, eq. 5)."""
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -14,6 +15,12 @@ from .state import DTYPES, QuantState
 def dequantize_as(packed: Tensor, state: QuantState, dtype: torch.dtype) -> Tensor:
     """W in any float dtype: what is not a dtype of weights is rounded from float32."""
     return dequantize_nf4(packed, state, dtype if dtype in DTYPES else torch.float32).to(dtype)
+
+
+@functools.cache
+def code_on(quant_type: str, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A layer's code and that of double quantization: copied once, since a GPU waits for a copy."""
+    return CODES[quant_type].to(device), DYNAMIC_CODE.to(device)
 
 
 class FrozenNF4(torch.autograd.Function):
@@ -101,11 +108,11 @@ class NF4Linear(nn.Module):
     def quant_state(self) -> QuantState:
         """What dequantize_nf4 needs beside `packed`; it shares the buffers' memory."""
         device, shape = self.packed.device, torch.Size((self.out_features, self.in_features))
-        code = CODES[self.quant_type].to(device)
+        code, dynamic_code = code_on(self.quant_type, device)
         if not self.double_quant:
             return QuantState(self.absmax.view(torch.float32), shape, code, self.blocksize,
                               self.quant_type, self.weight_dtype)
-        state2 = QuantState(self.absmax2.view(torch.float32), None, DYNAMIC_CODE.to(device),
+        state2 = QuantState(self.absmax2.view(torch.float32), None, dynamic_code,
                             STATE2_BLOCKSIZE, None, torch.float32)
         return QuantState(self.absmax, shape, code, self.blocksize, self.quant_type,
                           self.weight_dtype, self.offset.view(torch.float32)[0], state2)

@@ -1,0 +1,1 @@
+"""The parts of gpu_evidence.py: each has CASES, SMOKE, measure, table and figure."""
