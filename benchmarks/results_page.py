@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+import tool_calls
 from gpu import fits, kernels, latency, quality
 from minipeft import bench_nf4, bench_step, summary
 from minipeft.cli.compare import report
@@ -15,6 +16,7 @@ FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 README = FOLDER.parent / "README.md"
 START, END = "<!-- written by benchmarks/results_page.py -->\n", "\n<!-- end -->"
+TOOLS_START = "<!-- on SmolLM2, written by benchmarks/results_page.py -->\n"
 GPU_START = "<!-- at full size, written by benchmarks/results_page.py -->\n"
 
 
@@ -49,6 +51,7 @@ def gpu_tables() -> str:
 
 def page() -> str:
     compare, nf4 = stored("compare/compare.json"), stored("nf4_cpu.json")
+    tools = stored("tool_calls/comparison.json")
     pictures = "\n".join(f"![{name}](results/compare/{name}.png)" for name in
                          ("quality", "curves", "forgetting", "parameters", "memory", "latency"))
     parity = (FOLDER / "parity.md").read_text(encoding="utf-8").strip()
@@ -84,6 +87,21 @@ Written by `python benchmarks/results_page.py` from the files in `benchmarks/res
 {bench_step.table(stored("step.json"))}
 ```
 
+## Every method on a real language model
+
+SmolLM2-135M, requests to JSON tool calls (`data/tool_calls/`):
+`python benchmarks/tool_calls.py compare --out benchmarks/results/tool_calls` ({machine(tools)}).
+
+```
+{tool_calls.table(tools)}
+```
+
+![exact match and forgetting on SmolLM2](results/tool_calls/comparison.png)
+
+LoRA's answers by tool, right of asked, over its seeds:
+
+{tool_calls.tools_markdown(tools, "lora")}
+
 ## At full size: claimed, predicted, measured
 
 `python benchmarks/gpu_evidence.py` on a CUDA GPU; predicted by `python -m minipeft memory`. One row
@@ -102,8 +120,10 @@ A cap binds torch's allocator; CUDA's own context comes on top, and is stored be
 
 
 def readme(text: str) -> str:
-    """README.md with the summary table of the stored comparison and the headlines at full size."""
+    """README.md with the tables of the stored comparisons and the headlines at full size."""
     text = between(text, START, summary.markdown_table(stored("compare/compare.json")))
+    tools = tool_calls.table(stored("tool_calls/comparison.json"))
+    text = between(text, TOOLS_START, f"```\n{tools}\n```")
     return between(text, GPU_START, full_size(fits.HEADLINES))
 
 

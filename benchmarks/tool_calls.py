@@ -38,9 +38,10 @@ from minipeft.smollm2 import load
 
 DATA = Path(__file__).parent.parent / "data" / "tool_calls"
 SCORE, RESULTS = "score.json", "comparison.json"
-# Peak learning rates of the sweep; each method's default is among its own
-GRID = {"full": (2e-5, 5e-5, 2e-4), "lora": (3e-4, 1e-3, 3e-3), "qlora": (3e-4, 1e-3, 3e-3),
-        "prompt": (5e-2, 1e-1, 3e-1), "prefix": (1e-2, 5e-2, 1e-1), "houlsby": (3e-4, 1e-3, 3e-3)}
+# Peak learning rates of the sweep, quick methods first; each default is among them
+GRID = {"lora": (3e-4, 1e-3, 3e-3), "qlora": (3e-4, 1e-3, 3e-3), "houlsby": (3e-4, 1e-3, 3e-3),
+        "prompt": (2e-2, 5e-2, 1e-1, 3e-1), "prefix": (1e-2, 5e-2, 1e-1),
+        "full": (2e-5, 5e-5, 2e-4)}
 LABELS = {"full": "FFT", "lora": "LoRA", "qlora": "QLoRA", "prompt": "Prompt", "prefix": "Prefix",
           "houlsby": "Houlsby"}
 
@@ -260,7 +261,7 @@ def table(results: dict) -> str:
     lines = [f"{results['steps']} steps of 8 examples; {results['rule']}",
              f"{'':<9}{'trained':>12}{'rate':>8}{'s/step':>8}{'n':>3}{'exact match %':>15}"
              f"{'test loss':>15}{'English, nats':>15}"]
-    for method in GRID:
+    for method in LABELS:
         runs = scored(results, method)
         if runs:
             exact, loss, english_ = ([run["test"][key] for run in runs]
@@ -276,17 +277,29 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def tools_markdown(results: dict, method: str) -> str:
+    """Right answers of those asked by tool, summed over the seeds, with a mistake of each."""
+    runs, lines = scored(results, method), ["| tool | right | a wrong answer |", "|---|---|---|"]
+    for tool in runs[0]["test"]["by_tool"]:
+        right, n = (sum(run["test"]["by_tool"][tool][i] for run in runs) for i in (0, 1))
+        wrong = [w for run in runs for w in run["test"]["wrong"]
+                 if json.loads(w["wanted"])["tool"] == tool]
+        example = f'"{wrong[0]["asked"]}" → `{wrong[0]["got"]}`' if wrong else ""
+        lines.append(f"| {tool} | {right} of {n} | {example} |")
+    return "\n".join(lines)
+
+
 def figure(results: dict):
     """Exact match, and what general English costs, a mark for each seed."""
     fig, axes = new_figure(2, figsize=(9.0, 3.6))
     base = results["base"]["english"]
-    for i, method in enumerate(GRID):
+    for i, method in enumerate(LABELS):
         look = {**LOOKS[method], "linestyle": "none"}
         for run in scored(results, method):
             axes[0].plot(i, 100 * run["test"]["exact_match"], **look)
             axes[1].plot(i, run["test"]["english"] - base, **look)
     for ax in axes:
-        ax.set_xticks(range(len(GRID)), list(LABELS.values()))
+        ax.set_xticks(range(len(LABELS)), list(LABELS.values()))
     shots = max(shot["right"] / shot["n"] for shot in results["base"]["shots"])
     axes[0].axhline(100 * shots, color="0.4", linestyle="--", linewidth=1)
     axes[0].text(5.4, 100 * shots + 2, "base, few-shot", ha="right", fontsize=8, color="0.3")
@@ -312,13 +325,14 @@ def main() -> None:
     parser.add_argument("run", type=Path, nargs="?", help="folder of a run, for score")
     parser.add_argument("--n", type=int, help="test requests (default: all 200)")
     parser.add_argument("--seeds", type=int, default=3, help="of the comparison (default: 3)")
+    parser.add_argument("--steps", type=int, default=60, help="of every run (default: 60)")
     parser.add_argument("--out", type=Path, default=Path("results/tool_calls"))
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     if args.what == "compare":
         quick = {method: (METHODS[method][1],) for method in GRID}
         print(table(compare(args.out, 20, 40, quick, 1) if args.quick else
-                    compare(args.out, 110, args.n, GRID, args.seeds)))
+                    compare(args.out, args.steps, args.n, GRID, args.seeds)))
     elif args.what == "base":
         print(json.dumps(score_base(args.n), indent=2))
     elif args.run is None:

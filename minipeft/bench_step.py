@@ -1,4 +1,4 @@
-"""A training step of ours beside HuggingFace PEFT's: seconds, peak memory, losses.
+"""A training step of ours beside HuggingFace PEFT's: seconds, peak memory, losses; and decoding.
 
 Both sides get the same SmolLM2 weights, the same batches, the same A, B = 0 and AdamW with the same
 settings. Each measurement is a process of its own, and the sides take turns, so that memory is the
@@ -33,6 +33,7 @@ from .shared_prefix import shared_logits
 
 TEXTS = DATA / "tool_calls" / "train.jsonl"
 ROWS, RANK, LR = 8, 8, 1e-3
+PROMPT, NEW_TOKENS = 32, 40              # of one greedy answer, batch 1
 SIDES = ("minipeft", "HF PEFT")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -89,6 +90,7 @@ def theirs(folder: Path, dtype: str, four_bit: bool) -> tuple[torch.nn.Module, C
     model.tie_weights()
     rotary = model.model.rotary_emb       # its table is no weight: made again off the meta device
     model.model.rotary_emb = type(rotary)(config=model.config)
+    model.generation_config.eos_token_id = None   # so that decode takes every step
     if four_bit:
         quantize_with_bitsandbytes(model)
     names = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
@@ -139,8 +141,25 @@ def work(folder: Path, side: str, dtype: str, four_bit: bool, steps: int) -> dic
         optimizer.zero_grad()
         losses.append(loss.item())
         seconds.append(time.perf_counter() - start)
+    peak = peak_bytes()
+    tokens, speeds = decode(model.eval(), batches["ids 0"][:1, :PROMPT], side)
     return dict(side=side, dtype=dtype, four_bit=four_bit, losses=losses, seconds=seconds,
-                peak_bytes=peak_bytes())
+                peak_bytes=peak, decoded=tokens, decode_tokens_per_second=speeds)
+
+
+@torch.no_grad()
+def decode(model: torch.nn.Module, ids: torch.Tensor, side: str) -> tuple[list[int], list[float]]:
+    """(the likeliest next tokens, tokens a second of three tries), adapter not merged."""
+    speeds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        if side == SIDES[0]:
+            out = model.generate(ids, NEW_TOKENS)
+        else:
+            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=0,
+                                 do_sample=False, max_new_tokens=NEW_TOKENS)
+        speeds.append(NEW_TOKENS / (time.perf_counter() - start))
+    return out[0, PROMPT:].tolist(), speeds
 
 
 def peak_bytes() -> int | None:
@@ -188,8 +207,10 @@ def ratios(results: dict) -> list[dict]:
         seconds = [statistics.median(s for r in runs for s in r["seconds"][1:]) for runs in sides]
         peaks = [statistics.median(r["peak_bytes"] or 0 for r in runs) for runs in sides]
         apart = max(abs(a - b) for a, b in zip(sides[0][0]["losses"], sides[1][0]["losses"]))
+        decode = [statistics.median(s for r in runs for s in r["decode_tokens_per_second"])
+                  for runs in sides]
         rows.append(dict(method="QLoRA" if four_bit else "LoRA", dtype=dtype, seconds=seconds,
-                         peaks=peaks, time_ratio=seconds[0] / seconds[1],
+                         peaks=peaks, decode=decode, time_ratio=seconds[0] / seconds[1],
                          memory_ratio=peaks[0] / peaks[1] if peaks[1] else None,
                          largest_loss_difference=apart))
     return rows
@@ -199,13 +220,14 @@ def table(results: dict) -> str:
     lines = [f"SmolLM2-135M, {results['rows']} rows, LoRA r={results['rank']} on all linears, "
              f"{results['threads']} threads; the other side is the default recipe of HF PEFT",
              f"{'':<12}{'s/step':>8}{'HF PEFT':>9}{'ratio':>7}{'peak MB':>10}{'HF PEFT':>9}"
-             f"{'ratio':>7}{'losses apart':>15}"]
+             f"{'ratio':>7}{'losses apart':>15}{'decode tok/s':>14}{'HF PEFT':>9}"]
     for row in ratios(results):
         mega = [peak / 1e6 for peak in row["peaks"]]
         ratio = f"{row['memory_ratio']:.2f}" if row["memory_ratio"] else "-"
         lines.append(f"{row['method']:<6}{row['dtype']:<6}{row['seconds'][0]:>8.2f}"
                      f"{row['seconds'][1]:>9.2f}{row['time_ratio']:>7.2f}{mega[0]:>10.0f}"
-                     f"{mega[1]:>9.0f}{ratio:>7}{row['largest_loss_difference']:>15.1e}")
+                     f"{mega[1]:>9.0f}{ratio:>7}{row['largest_loss_difference']:>15.1e}"
+                     f"{row['decode'][0]:>14.1f}{row['decode'][1]:>9.1f}")
     return "\n".join(lines)
 
 

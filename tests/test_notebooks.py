@@ -37,6 +37,12 @@ def test_no_cell_failed_warned_or_printed_a_path(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_every_figure_is_there_to_be_seen(path):
+    for data in (o["data"] for cell in cells(path) for o in cell["outputs"] if "data" in o):
+        assert "image/png" in data or "<Figure" not in "".join(data["text/plain"]), data
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_cells_are_short_and_none_ends_in_a_semicolon(path):
     for cell in cells(path):
         code = re.sub(r"(?m)^\s*#.*$", "", cell["source"]).rstrip()
