@@ -65,22 +65,23 @@ def test_finished_runs_are_read_and_the_others_computed_in_worker_processes(tmp_
 
 
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
-    command = [sys.executable, "-m", "minipeft", "compare", "--methods", "prompt", "--tasks",
-               "elicit", "--quick", "--workers", "1", "--out", str(tmp_path)]
+    command = [sys.executable, "-m", "minipeft", "compare", "--methods", "prompt", "houlsby",
+               "--tasks", "elicit", "--quick", "--workers", "1", "--out", str(tmp_path)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.time() + 120
     while not list(tmp_path.glob("runs/*.json")) and time.time() < deadline:
-        time.sleep(0.1)
-    process.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)          # the first of three runs is finished, or two are
     _, err = process.communicate(timeout=60)
     kept = {p: p.stat().st_mtime_ns for p in tmp_path.glob("runs/*.json")}
-    assert process.returncode == 1 and "1 finished runs are kept" in err and len(kept) == 1
+    assert process.returncode == 1 and 1 <= len(kept) < 3
+    assert f"{len(kept)} finished runs are kept" in err
     assert "Traceback" not in err
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert {p: p.stat().st_mtime_ns for p in kept} == kept
     results = json.loads((tmp_path / "compare.json").read_text())
-    assert [r["arm"] for r in results["runs"]] == ["full", "prompt"]
+    assert [r["arm"] for r in results["runs"]] == ["full", "prompt", "houlsby"]
     assert "Prompt" in done.stdout and (tmp_path / "quality.png").stat().st_size > 5000
 
 

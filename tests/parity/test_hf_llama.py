@@ -39,8 +39,9 @@ def test_the_loss_and_every_gradient_are_llamas(models, compare):
 
 def test_bfloat16_logits_are_llamas(models, compare):
     ours, theirs = to_dtype(*models, torch.bfloat16)
-    # bfloat16 keeps 8 bits: a logit of size 4 has steps of 1/64, and a last bit may turn over
-    compare("GPT: logits, bfloat16", AGAINST, ours(IDS).float(), theirs(IDS).logits.float(), 0.05)
+    # bfloat16 keeps 8 bits: logits of size 4 have steps of 1/32. They round inside attention, which
+    # is float32 here on a CPU, so that up to three steps lie between the two
+    compare("GPT: logits, bfloat16", AGAINST, ours(IDS).float(), theirs(IDS).logits.float(), 3 / 32)
 
 
 def uncached(model, ids, n):

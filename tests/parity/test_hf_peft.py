@@ -198,9 +198,10 @@ def test_a_merged_model_has_their_weights(name, dtype, models, tmp_path, compare
     theirs.save_pretrained(tmp_path)
     ours = PeftModel.from_pretrained(gpt, tmp_path)
     label = str(dtype).removeprefix("torch.")
-    # bfloat16 keeps 8 bits: a logit of size 4 has steps of 1/64, and a last bit may turn over
+    # bfloat16 keeps 8 bits: logits of size 4 have steps of 1/32. They round inside attention, which
+    # is float32 here on a CPU, so that up to three steps lie between the two
     compare(f"{name}: logits on a {label} base", AGAINST, ours(IDS).float(),
-            hf_logits(theirs).float(), SAME if dtype == torch.float32 else 0.05)
+            hf_logits(theirs).float(), SAME if dtype == torch.float32 else 3 / 32)
     assert {p.dtype for a in ours.adapter_sets["default"].values()
             for p in a.own_state().values()} == {torch.float32}
     merged, expected = ours.merge_and_unload().state_dict(), theirs.merge_and_unload().state_dict()
