@@ -20,21 +20,25 @@ import statistics
 import subprocess
 import sys
 import sysconfig
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import matplotlib
 import torch
 from tqdm import tqdm
 
-from minipeft.chat import END, chat_text, encode_example, read_jsonl
+from minipeft.chat import END, chat_text, collate, encode_example, read_jsonl
 from minipeft.compare import machine
-from minipeft.finetune import METHODS, faster_dtype, validate
+from minipeft.finetune import METHODS, Recipe, accumulate, adapt, faster_dtype, validate
 from minipeft.gpt import KVCache
-from minipeft.plot import LOOKS, new_figure
+from minipeft.measure import nbytes
+from minipeft.plot import LOOKS, STYLE, new_figure
 from minipeft.run_files import REPORT, load_trained, write_json
-from minipeft.shared_prefix import gpt_of
+from minipeft.shared_prefix import gpt_of, shared_logits
 from minipeft.smollm2 import load
+from minipeft.train import IGNORE
 
 DATA = Path(__file__).parent.parent / "data" / "tool_calls"
 SCORE, RESULTS = "score.json", "comparison.json"
@@ -69,6 +73,8 @@ def greedy(model, ids: torch.Tensor, caches: list[KVCache], end: int) -> torch.T
 def answers(model, tokenizer, asked: list[list[dict]]) -> list[str]:
     """Greedy answers. What all requests begin with (tools, examples) is computed once; requests of
     equal length then go together: without padding no mask is needed."""
+    if not asked:
+        return []
     rows = [tokenizer.encode(chat_text(messages)).ids for messages in asked]
     alike = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*rows))
     P = min(len(list(alike)), min(map(len, rows)) - 1)
@@ -110,17 +116,36 @@ def losses(model, tokenizer, tested: list[list[dict]]) -> dict[str, float]:
             "english": validate(model, english(tokenizer), 1)["loss"]}
 
 
+@torch.no_grad()
+def greedily_right(model, encoded: list) -> list[bool]:
+    """Whether every token of an answer is the likeliest after the right ones before it: then, and
+    only then, are these the tokens that greedy decoding makes."""
+    found = []
+    for start in range(0, len(encoded), 8):
+        input_ids, labels = collate(encoded[start:start + 8])
+        logits, targets = shared_logits(model, (input_ids, labels))
+        rows = (labels[:, 1:] != IGNORE).nonzero()[:, 0]   # (N,) the example of each labelled token
+        wrong = set(rows[logits.argmax(-1) != targets].tolist())
+        found += [row not in wrong for row in range(len(labels))]
+    return found
+
+
 def score_run(folder: Path, n: int | None = None) -> dict:
-    """Exact match of a run on the test requests, in all and by tool, and the wrong answers."""
+    """Exact match of a run on the test requests, in all and by tool, and the wrong answers.
+
+    Answers are decoded where the tokens differ, which may still be the same text.
+    """
     model, tokenizer = load()
     model = load_trained(model, folder).eval()
     tested, by_tool, wrong = requests(n), collections.defaultdict(list), []
-    said = answers(model, tokenizer, [messages[:1] for messages in tested])
-    for got, (asked, wanted) in zip(said, tested):
-        right = got == wanted["content"]
-        by_tool[json.loads(wanted["content"])["tool"]].append(right)
-        wrong += [] if right else [{"asked": asked["content"], "wanted": wanted["content"],
-                                    "got": got}]
+    encoded = [encode_example(messages, lambda t: tokenizer.encode(t).ids) for messages in tested]
+    right = greedily_right(model, encoded)
+    said = iter(answers(model, tokenizer, [m[:1] for m, r in zip(tested, right) if not r]))
+    for (asked, wanted), sure in zip(tested, right):
+        got = wanted["content"] if sure else next(said)
+        by_tool[json.loads(wanted["content"])["tool"]].append(got == wanted["content"])
+        if got != wanted["content"]:
+            wrong.append({"asked": asked["content"], "wanted": wanted["content"], "got": got})
     return {"n": len(tested), "exact_match": 1 - len(wrong) / len(tested),
             "by_tool": {tool: [sum(right), len(right)] for tool, right in by_tool.items()},
             **losses(model, tokenizer, tested), "wrong": wrong}
@@ -147,6 +172,30 @@ def score_base(n: int | None = None, all_shots: tuple[int, ...] = (0, 10, 20)) -
         tokens = statistics.median(len(tokenizer.encode(chat_text(a)).ids) for a in asked)
         found.append({"shots": shots, "prompt_tokens": tokens, "right": right, "n": len(tested)})
     return {"shots": found, **losses(model, tokenizer, tested)}
+
+
+def costs(dtype: str, rounds: int = 5) -> dict[str, dict]:
+    """By method: bytes of the weights and of what training adds to them (gradients and two moments;
+    activations come on top), and seconds of a step on the same 8 examples, the methods in turn."""
+    tokenizer = load()[1]
+    examples = [encode_example(messages, lambda t: tokenizer.encode(t).ids)
+                for messages in read_jsonl(DATA / "train.jsonl")[:8]]
+    found, steps = {}, {}
+    for method in LABELS:
+        recipe = Recipe(method, *METHODS[method], "float32" if method == "full" else dtype)
+        model = adapt(load()[0], recipe).train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        found[method] = {"weights": nbytes([*model.parameters(), *model.buffers()]),
+                         "training": 3 * nbytes(trained), "seconds": []}
+        steps[method] = model, torch.optim.AdamW(trained, lr=recipe.lr)
+    for number in range(1 + rounds):                                 # the first warms up
+        for method, (model, optimizer) in steps.items():
+            start = time.perf_counter()
+            accumulate(model, examples, len(examples))
+            optimizer.step()
+            optimizer.zero_grad()
+            found[method]["seconds"] += [time.perf_counter() - start] if number else []
+    return found
 
 
 # The comparison
@@ -211,10 +260,12 @@ def collect(jobs: list[Job], out: Path, about: dict) -> dict:
                          "seconds_per_step": report["seconds_per_step"],
                          "curve": report["history"]["validation"],
                          "dtype": report["settings"]["recipe"]["dtype"]})
-    results = about | {"base": read(out / "base.json"), "runs": runs}
+    results = about | {"base": read(out / "base.json"), "costs": read(out / "costs.json"),
+                       "runs": runs}
     write_json(out / RESULTS, results)
     if any(run["test"] for run in runs):
-        figure(results).savefig(out / "comparison.png")
+        with matplotlib.rc_context(STYLE):
+            figure(results).savefig(out / "comparison.png")
     return results
 
 
@@ -232,6 +283,8 @@ def compare(out: Path, steps: int, n: int | None, grid: dict, seeds: int) -> dic
                  rule="the rate with the lowest validation loss of seed 0, then the other seeds")
     if not (out / "base.json").exists():
         write_json(out / "base.json", score_base(n, (0, 10) if n else (0, 10, 20)))
+    if not (out / "costs.json").exists():
+        write_json(out / "costs.json", costs(dtype))
     jobs = [Job(method, lr, 0, steps, dtype) for method, rates in grid.items() for lr in rates]
     in_parallel(lambda job: train_job(job, out), jobs, "sweep")
     rates = chosen_rates(collect(jobs, out, about))
@@ -260,19 +313,21 @@ def spread(values: list[float], digits: int) -> str:
 def table(results: dict) -> str:
     base = results["base"]
     lines = [f"{results['steps']} steps of 8 examples; {results['rule']}",
-             f"{'':<9}{'trained':>12}{'rate':>8}{'s/step':>8}{'n':>3}{'exact match %':>15}"
-             f"{'test loss':>15}{'English, nats':>15}"]
+             f"{'':<9}{'trained':>12}{'MB':>6}{'s/step':>8}{'rate':>8}{'n':>3}"
+             f"{'exact match %':>15}{'test loss':>15}{'English, nats':>15}"]
     for method in LABELS:
-        runs = scored(results, method)
+        runs, cost = scored(results, method), results["costs"][method]
         if runs:
             exact, loss, english_ = ([run["test"][key] for run in runs]
                                      for key in ("exact_match", "loss", "english"))
-            seconds = statistics.median(run["seconds_per_step"] for run in runs)
-            lines.append(f"{LABELS[method]:<9}{runs[0]['trained']:>12,}{runs[0]['lr']:>8g}"
-                         f"{seconds:>8.2f}{len(runs):>3}"
-                         f"{spread([100 * e for e in exact], 1):>15}{spread(loss, 4):>15}"
+            lines.append(f"{LABELS[method]:<9}{runs[0]['trained']:>12,}"
+                         f"{(cost['weights'] + cost['training']) / 1e6:>6.0f}"
+                         f"{statistics.median(cost['seconds']):>8.2f}{runs[0]['lr']:>8g}"
+                         f"{len(runs):>3}{spread([100 * e for e in exact], 1):>15}"
+                         f"{spread(loss, 4):>15}"
                          f"{spread([e - base['english'] for e in english_], 2):>15}")
-    lines.append("English: what a token of general English costs more than under the base model")
+    lines += ["MB: weights, gradients and moments, without activations; s/step: in turn, one run",
+              "English: what a token of general English costs more than under the base model"]
     lines += [f"base model, {shot['shots']} examples in the prompt ({shot['prompt_tokens']:.0f} "
               f"tokens): {shot['right']} of {shot['n']} right" for shot in base["shots"]]
     return "\n".join(lines)

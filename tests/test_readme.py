@@ -2,11 +2,14 @@
 import contextlib
 import importlib
 import io
+import json
 import re
 import sys
 from pathlib import Path
 
 import pytest
+
+from minipeft.cli import finetune
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -46,3 +49,14 @@ def test_every_notebook_and_module_is_on_the_map():
     for path in (ROOT / "minipeft").glob("*.py"):
         if not path.name.startswith("__"):
             assert f"`{path.name}`" in README or f"/{path.name}`" in README, path.name
+
+
+def test_the_transcript_of_the_language_model_is_that_of_the_stored_run(maker, capsys):
+    stored = ROOT / "benchmarks" / "results" / "tool_calls"
+    report, score = (json.loads((stored / f"example_{name}.json").read_text(encoding="utf-8"))
+                     for name in ("report", "score"))
+    finetune.show(report, Path("runs/tools"))
+    maker.tool_calls.show_score(score)
+    printed = capsys.readouterr().out.splitlines()
+    for line in (*printed[:5], printed[-1]):        # the report, and the score's last line
+        assert f"\n{line}\n" in README, line

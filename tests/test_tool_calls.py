@@ -109,6 +109,19 @@ def test_answers_are_those_of_generate_one_request_at_a_time(loudness):
     assert (min(lengths) < 60) == (loudness > 1)
 
 
+def test_right_token_by_token_is_right_by_greedy_decoding():
+    torch.manual_seed(0)
+    model, made = GPT(SMALL).eval(), []
+    for number in range(12):                  # every other answer is what the model itself says
+        asked = torch.randint(0, 61, (1, 6))
+        ids = model.generate(asked, 4)[0].tolist() if number % 2 else (
+            asked[0].tolist() + torch.randint(0, 61, (4,)).tolist())
+        made.append((ids, [-100] * 6 + ids[6:]))
+    decoded = [model.generate(torch.tensor([ids[:6]]), 4)[0].tolist() == ids for ids, _ in made]
+    assert tool_calls.greedily_right(model, made) == decoded and 0 < sum(decoded) < 12
+    assert tool_calls.answers(model, Bytes(), []) == []
+
+
 def made_up_results() -> dict:
     def run(method, lr, seed, loss, exact):
         test = exact and {"exact_match": exact, "loss": loss, "english": 3.5, "wrong": []}
@@ -117,7 +130,8 @@ def made_up_results() -> dict:
     runs = [run(method, lr, 0, loss, exact) for method in tool_calls.GRID
             for lr, loss, exact in [(1e-3, 0.5, None), (1e-2, 0.2, 0.8), (1e-1, 0.9, None)]]
     runs += [run("lora", 1e-2, 1, 0.1, 0.9), run("lora", 1e-1, 1, 0.01, None)]
-    return {"steps": 9, "rule": "r", "runs": runs,
+    costs = {"weights": 2e6, "training": 3e6, "seconds": [1.0, 2.0, 9.0]}
+    return {"steps": 9, "rule": "r", "runs": runs, "costs": dict.fromkeys(tool_calls.GRID, costs),
             "base": {"english": 3.0, "loss": 1.0,
                      "shots": [{"shots": 0, "right": 3, "n": 9, "prompt_tokens": 60}]}}
 
@@ -129,7 +143,7 @@ def test_the_rate_is_chosen_on_validation_with_seed_0_alone():
 def test_the_table_counts_scored_runs_only_and_the_picture_is_drawn():
     text = tool_calls.table(made_up_results())
     (lora,) = (line.split() for line in text.splitlines() if line.startswith("LoRA"))
-    assert lora == ["LoRA", "7", "0.01", "1.00", "2", "85.0±7.1", "0.1500±0.0707", "0.50±0.00"]
+    assert lora == ["LoRA", "7", "5", "2.00", "0.01", "2", "85.0±7.1", "0.1500±0.0707", "0.50±0.00"]
     assert "base model, 0 examples in the prompt (60 tokens): 3 of 9 right" in text
     marks = sum(len(ax.lines) for ax in tool_calls.figure(made_up_results()).axes)
     assert marks == 2 * (len(tool_calls.GRID) + 1) + 1                # and the base's line
