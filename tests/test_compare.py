@@ -1,5 +1,6 @@
 """The comparison: what decides a run, what is kept, how claims are judged."""
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -67,7 +68,10 @@ def test_finished_runs_are_read_and_the_others_computed_in_worker_processes(tmp_
 def test_ctrl_c_keeps_what_is_finished_and_the_same_command_goes_on(tmp_path):
     command = [sys.executable, "-m", "minipeft", "compare", "--methods", "prompt", "houlsby",
                "--tasks", "elicit", "--quick", "--workers", "1", "--out", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell's background jobs ignore SIGINT, and so would what they start
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=heed)
     deadline = time.time() + 120
     while not list(tmp_path.glob("runs/*.json")) and time.time() < deadline:
         time.sleep(0.02)
