@@ -38,7 +38,7 @@ from minipeft.plot import LOOKS, STYLE, new_figure
 from minipeft.run_files import REPORT, load_trained, write_json
 from minipeft.shared_prefix import gpt_of, shared_logits
 from minipeft.smollm2 import load
-from minipeft.train import IGNORE
+from minipeft.train import answered_right
 
 DATA = Path(__file__).parent.parent / "data" / "tool_calls"
 SCORE, RESULTS = "score.json", "comparison.json"
@@ -118,15 +118,12 @@ def losses(model, tokenizer, tested: list[list[dict]]) -> dict[str, float]:
 
 @torch.no_grad()
 def greedily_right(model, encoded: list) -> list[bool]:
-    """Whether every token of an answer is the likeliest after the right ones before it: then, and
-    only then, are these the tokens that greedy decoding makes."""
+    """Which examples greedy decoding answers token by token as wanted."""
     found = []
     for start in range(0, len(encoded), 8):
         input_ids, labels = collate(encoded[start:start + 8])
         logits, targets = shared_logits(model, (input_ids, labels))
-        rows = (labels[:, 1:] != IGNORE).nonzero()[:, 0]   # (N,) the example of each labelled token
-        wrong = set(rows[logits.argmax(-1) != targets].tolist())
-        found += [row not in wrong for row in range(len(labels))]
+        found += answered_right(logits, targets, labels).tolist()
     return found
 
 
@@ -210,7 +207,7 @@ class Job:
     dtype: str                 # of the frozen weights; full fine-tuning is float32
 
     def folder(self, out: Path) -> Path:
-        return out / f"{self.method}_{self.lr:g}_seed{self.seed}"
+        return out / f"{self.method}_{self.lr:g}_{self.steps}steps_seed{self.seed}"
 
     def command(self, out: Path) -> list[str]:
         dtype = "float32" if self.method == "full" else self.dtype
@@ -276,9 +273,16 @@ def chosen_rates(results: dict) -> dict[str, float]:
                         key=lambda run: run["best"]["loss"])["lr"] for method in GRID}
 
 
+def kept_dtype(out: Path) -> str:
+    """What is faster here, timed once: a comparison that goes on later must not mix dtypes."""
+    if not (out / "dtype.json").exists():
+        write_json(out / "dtype.json", {"dtype": faster_dtype(load()[0])})
+    return read(out / "dtype.json")["dtype"]
+
+
 def compare(out: Path, steps: int, n: int | None, grid: dict, seeds: int) -> dict:
-    dtype = faster_dtype(load()[0])
     out.mkdir(parents=True, exist_ok=True)
+    dtype = kept_dtype(out)
     about = dict(machine=machine(), steps=steps, threads=1, grid=grid,
                  rule="the rate with the lowest validation loss of seed 0, then the other seeds")
     if not (out / "base.json").exists():
@@ -358,7 +362,8 @@ def figure(results: dict):
         ax.set_xticks(range(len(LABELS)), list(LABELS.values()))
     shots = max(shot["right"] / shot["n"] for shot in results["base"]["shots"])
     axes[0].axhline(100 * shots, color="0.4", linestyle="--", linewidth=1)
-    axes[0].text(5.4, 100 * shots + 2, "base, few-shot", ha="right", fontsize=8, color="0.3")
+    axes[0].text(0.99, 100 * shots + 2, "base, few-shot", ha="right", fontsize=8, color="0.3",
+                 transform=axes[0].get_yaxis_transform())
     axes[0].set(ylabel="exact match on held-out requests (%)", ylim=(-3, 103))
     axes[1].set(ylabel="general English: loss over the base's\n(nats per token)")
     return fig
@@ -387,7 +392,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "compare":
         quick = {method: (METHODS[method][1],) for method in GRID}
-        print(table(compare(args.out, 20, 40, quick, 1) if args.quick else
+        print(table(compare(args.out / "quick", 20, 40, quick, 1) if args.quick else
                     compare(args.out, args.steps, args.n, GRID, args.seeds)))
     elif args.what == "base":
         print(json.dumps(score_base(args.n), indent=2))

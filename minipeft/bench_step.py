@@ -207,10 +207,10 @@ def ratios(results: dict) -> list[dict]:
         seconds = [statistics.median(s for r in runs for s in r["seconds"][1:]) for runs in sides]
         peaks = [statistics.median(r["peak_bytes"] or 0 for r in runs) for runs in sides]
         apart = max(abs(a - b) for a, b in zip(sides[0][0]["losses"], sides[1][0]["losses"]))
-        decode = [statistics.median(s for r in runs for s in r["decode_tokens_per_second"])
+        speeds = [statistics.median(s for r in runs for s in r["decode_tokens_per_second"])
                   for runs in sides]
         rows.append(dict(method="QLoRA" if four_bit else "LoRA", dtype=dtype, seconds=seconds,
-                         peaks=peaks, decode=decode, time_ratio=seconds[0] / seconds[1],
+                         peaks=peaks, decode=speeds, time_ratio=seconds[0] / seconds[1],
                          memory_ratio=peaks[0] / peaks[1] if peaks[1] else None,
                          largest_loss_difference=apart))
     return rows

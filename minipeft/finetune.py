@@ -35,7 +35,7 @@ from .prefix import PrefixTuningConfig
 from .prompt import PromptTuningConfig
 from .run_files import read_checkpoint, save_trained, write_checkpoint
 from .shared_prefix import shared_logits
-from .train import IGNORE, TrainConfig, labelled_logits
+from .train import IGNORE, TrainConfig, answered_right, labelled_logits
 
 # What each method adds, by its size (rank, or virtual tokens, or bottleneck): default size and rate
 METHODS = {"lora": (8, 1e-3), "qlora": (8, 1e-3), "prompt": (20, 5e-2), "prefix": (20, 5e-2),
@@ -173,17 +173,15 @@ def accumulate(model: nn.Module, examples: list[Example], micro_batch: int,
 
 @torch.no_grad()
 def validate(model: nn.Module, examples: list[Example], micro_batch: int) -> dict[str, float]:
-    """Loss in nats per labelled token, and exact match: the share of examples whose every labelled
-    token is the likeliest, which is what greedy decoding answers without a fault."""
+    """Loss in nats per labelled token, and exact match: the share of examples answered right."""
     device, training, _ = next(model.parameters()).device, model.training, model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)   # losses, labels, exact answers
     for part in shares(examples, micro_batch):
         input_ids, labels = collate(part, device)
         logits, targets = shared_logits(model, (input_ids, labels))
-        rows = (labels[:, 1:] != IGNORE).nonzero()[:, 0]   # (N,) the example of each labelled token
-        wrong = rows[logits.argmax(-1) != targets].unique()
+        right = answered_right(logits, targets, labels).sum()
         sums += torch.tensor([F.cross_entropy(logits.float(), targets, reduction="sum").item(),
-                              len(targets), len(part) - len(wrong)], device=device)
+                              len(targets), right.item()], device=device)
     model.train(training)
     loss, n_labelled, exact = summed(sums).tolist()
     return {"loss": loss / n_labelled, "exact_match": exact / len(examples)}

@@ -77,20 +77,25 @@ def batch_loss(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.float(), targets)
 
 
+def answered_right(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
+    """Whether each row's every labelled token is the likeliest, (B,); logits (N, V), targets (N,).
+
+    Then, and only then, greedy decoding makes these tokens, at the price of one forward.
+    """
+    rows = (labels[:, 1:] != IGNORE).nonzero()[:, 0]           # (N,) the row of each labelled token
+    wrong = torch.zeros(len(labels), dtype=torch.long, device=targets.device)
+    return wrong.index_add_(0, rows, (logits.argmax(-1) != targets).long()) == 0
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, batch: Batch) -> tuple[float, float]:
-    """(loss in nats per labelled token, exact match), in evaluation mode.
-
-    Exact match: the share of rows whose every labelled token is the likeliest. Where the prompt
-    determines the answer this is what greedy generation would score, at the price of one forward.
-    """
+    """(loss in nats per labelled token, exact match: the share of rows answered right), in
+    evaluation mode."""
     training, _ = model.training, model.eval()
     logits, targets = labelled_logits(model, batch)
-    wrong = torch.zeros(batch[1].shape[0], dtype=torch.long, device=targets.device)
-    rows = (batch[1][:, 1:] != IGNORE).nonzero()[:, 0]         # (N,) the row of each labelled token
-    wrong.index_add_(0, rows, (logits.argmax(-1) != targets).long())
     model.train(training)
-    return F.cross_entropy(logits.float(), targets).item(), (wrong == 0).float().mean().item()
+    right = answered_right(logits, targets, batch[1])
+    return F.cross_entropy(logits.float(), targets).item(), right.float().mean().item()
 
 
 def train(model: nn.Module, batches: Iterable[Batch], config: TrainConfig, steps: int,
