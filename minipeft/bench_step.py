@@ -1,12 +1,13 @@
 """A training step of ours beside HuggingFace PEFT's: seconds, peak memory, losses; and decoding.
 
 Both sides get the same SmolLM2 weights, the same batches, the same A, B = 0 and AdamW with the same
-settings. Each measurement is a process of its own, and the sides take turns, so that memory is the
-process's and a drift of the machine hits both. The other side is the *default* recipe of
-transformers + PEFT (+ bitsandbytes): its users could tune it as well. Ours is what `finetune` does:
-what the rows begin with is computed once (shared_prefix.py), the head on labelled positions only,
-the update added in one addmm, attention in float32 where a CPU's bfloat16 is slow.
+settings. Each side of a case is a fresh process, so that its memory is its own, and the two take
+turns step by step, so that a drift of the machine hits both. The other side is the *default* recipe
+of transformers + PEFT (+ bitsandbytes): its users could tune it as well. Ours is what `finetune`
+does: what the rows begin with is computed once (shared_prefix.py), the head on labelled positions
+only, the update added in one addmm, attention in float32 where a CPU's bfloat16 is slow.
 """
+import contextlib
 import json
 import os
 import platform
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -124,42 +125,42 @@ def set_common_A(model: torch.nn.Module, folder: Path) -> None:
                 parameter.copy_(A[f"{path}.lora_A"])
 
 
-def work(folder: Path, side: str, dtype: str, four_bit: bool, steps: int) -> dict:
-    """Train in this process; called through `python -m minipeft.bench_step`."""
+def work(folder: Path, side: str, dtype: str, four_bit: bool) -> None:
+    """One side, in this process: answers each line of stdin with a line of JSON (see `worker`)."""
     torch.set_flush_denormal(True)
+    answers, sys.stdout = sys.stdout, sys.stderr      # what a library prints is no answer
     model, loss_of = (ours if side == SIDES[0] else theirs)(folder, dtype, four_bit)
     set_common_A(model, folder)
     batches = load_file(folder / "batches.safetensors")
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR,
                                   weight_decay=0.0)
-    losses, seconds = [], []
-    for step in range(steps):
+
+    def step(number: str) -> tuple[float, float]:     # (seconds, loss)
         start = time.perf_counter()
-        loss = loss_of(batches[f"ids {step}"], batches[f"labels {step}"])
+        loss = loss_of(batches[f"ids {number}"], batches[f"labels {number}"])
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
-        seconds.append(time.perf_counter() - start)
-    peak = peak_bytes()
-    tokens, speeds = decode(model.eval(), batches["ids 0"][:1, :PROMPT], side)
-    return dict(side=side, dtype=dtype, four_bit=four_bit, losses=losses, seconds=seconds,
-                peak_bytes=peak, decoded=tokens, decode_tokens_per_second=speeds)
+        return time.perf_counter() - start, loss.item()
+
+    for line in sys.stdin:
+        job, *which = line.split()
+        answer = (step(*which) if job == "step" else peak_bytes() if job == "peak" else
+                  decode(model.eval(), batches["ids 0"][:1, :PROMPT], side))
+        answers.write(json.dumps(answer) + os.linesep)
+        answers.flush()
 
 
 @torch.no_grad()
-def decode(model: torch.nn.Module, ids: torch.Tensor, side: str) -> tuple[list[int], list[float]]:
-    """(the likeliest next tokens, tokens a second of three tries), adapter not merged."""
-    speeds = []
-    for _ in range(3):
-        start = time.perf_counter()
-        if side == SIDES[0]:
-            out = model.generate(ids, NEW_TOKENS)
-        else:
-            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=0,
-                                 do_sample=False, max_new_tokens=NEW_TOKENS)
-        speeds.append(NEW_TOKENS / (time.perf_counter() - start))
-    return out[0, PROMPT:].tolist(), speeds
+def decode(model: torch.nn.Module, ids: torch.Tensor, side: str) -> tuple[float, list[int]]:
+    """(tokens a second, the likeliest next tokens), adapter not merged."""
+    start = time.perf_counter()
+    if side == SIDES[0]:
+        out = model.generate(ids, NEW_TOKENS)
+    else:
+        out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pad_token_id=0,
+                             do_sample=False, max_new_tokens=NEW_TOKENS)
+    return NEW_TOKENS / (time.perf_counter() - start), out[0, PROMPT:].tolist()
 
 
 def peak_bytes() -> int | None:
@@ -171,16 +172,16 @@ def peak_bytes() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def run(out: Path, quick: bool = False, progress=None) -> dict:
+def run(out: Path, quick: bool = False, progress=lambda turns, **_: turns) -> dict:
     """Measure both sides in turn and write `out`/step.json; returns what it holds."""
-    steps, rounds = (4, 1) if quick else (10, 1)
-    cases = [(dtype, four_bit) for dtype in (["fp32"] if quick else DTYPES)
-             for four_bit in (False, True)]
-    plan = [(side, *case) for _ in range(rounds) for case in cases for side in SIDES]
+    steps = 4 if quick else 10
+    runs = []
     with tempfile.TemporaryDirectory() as folder:
         make_inputs(Path(folder), steps)
-        runs = [in_a_process(Path(folder), *job, steps)
-                for job in (progress(plan, desc="processes") if progress else plan)]
+        for dtype in ["fp32"] if quick else DTYPES:
+            for four_bit in (False, True):
+                turns = progress(range(steps), desc=f"{'QLoRA' if four_bit else 'LoRA'} {dtype}")
+                runs += measure(folder, dtype, four_bit, turns)
     results = dict(machine=machine(), threads=torch.get_num_threads(), steps=steps, rows=ROWS,
                    rank=RANK, runs=runs)
     out.mkdir(parents=True, exist_ok=True)
@@ -188,49 +189,77 @@ def run(out: Path, quick: bool = False, progress=None) -> dict:
     return results
 
 
-def in_a_process(folder: Path, side: str, dtype: str, four_bit: bool, steps: int) -> dict:
-    job = json.dumps([str(folder), side, dtype, four_bit, steps])
-    done = subprocess.run([sys.executable, "-m", "minipeft.bench_step", job],
-                          capture_output=True, text=True)
-    if done.returncode:
-        raise OSError(f"the process for {side}, {dtype} failed: {done.stderr.strip()[-600:]}")
-    return json.loads(done.stdout.splitlines()[-1])
+def measure(folder: str, dtype: str, four_bit: bool, turns) -> list[dict]:
+    """One case: a fresh process a side, which take turns; a dict a side."""
+    with contextlib.ExitStack() as stack:
+        asks = [stack.enter_context(worker(folder, side, dtype, four_bit)) for side in SIDES]
+        steps = [[ask(f"step {turn}") for ask in asks] for turn in turns]
+        peaks = [ask("peak") for ask in asks]
+        decoded = [[ask("decode") for ask in asks] for _ in range(3)]
+    return [dict(side=side, dtype=dtype, four_bit=four_bit,
+                 seconds=[turn[i][0] for turn in steps], losses=[turn[i][1] for turn in steps],
+                 peak_bytes=peaks[i], decoded=decoded[0][i][1],
+                 decode_tokens_per_second=[turn[i][0] for turn in decoded])
+            for i, side in enumerate(SIDES)]
+
+
+@contextlib.contextmanager
+def worker(*job) -> Iterator[Callable]:
+    """A function that asks a fresh process for "step 0", "peak" or "decode" and waits for the
+    answer; OSError with what the process wrote to stderr if it ended instead."""
+    command = [sys.executable, "-m", "minipeft.bench_step", json.dumps(job)]
+    with (tempfile.TemporaryFile("w+") as errors,
+          subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+                           text=True) as process):
+        def ask(question: str):
+            with contextlib.suppress(OSError):            # a pipe to a process that has ended
+                process.stdin.write(question + "\n")
+                process.stdin.flush()
+            answer = process.stdout.readline()
+            if not answer:
+                errors.seek(0)
+                raise OSError(f"the process for {job[1:]} failed: {errors.read().strip()[-600:]}")
+            return json.loads(answer)
+        yield ask
 
 
 def ratios(results: dict) -> list[dict]:
-    """One row a case: both sides, the ratios of time and memory, how far apart the losses are."""
+    """One row a case: both sides, the ratios of time (median and quartiles over the turns, without
+    the first, which warms up) and memory, how far apart the losses are."""
     rows = []
-    cases = dict.fromkeys((r["dtype"], r["four_bit"]) for r in results["runs"])
-    for dtype, four_bit in cases:
-        sides = [[r for r in results["runs"] if (r["dtype"], r["four_bit"], r["side"])
-                  == (dtype, four_bit, side)] for side in SIDES]
-        seconds = [statistics.median(s for r in runs for s in r["seconds"][1:]) for runs in sides]
-        peaks = [statistics.median(r["peak_bytes"] or 0 for r in runs) for runs in sides]
-        apart = max(abs(a - b) for a, b in zip(sides[0][0]["losses"], sides[1][0]["losses"]))
-        speeds = [statistics.median(s for r in runs for s in r["decode_tokens_per_second"])
-                  for runs in sides]
-        rows.append(dict(method="QLoRA" if four_bit else "LoRA", dtype=dtype, seconds=seconds,
-                         peaks=peaks, decode=speeds, time_ratio=seconds[0] / seconds[1],
-                         memory_ratio=peaks[0] / peaks[1] if peaks[1] else None,
-                         largest_loss_difference=apart))
+    for ours, theirs in zip(results["runs"][::2], results["runs"][1::2]):
+        sides = (ours, theirs)
+        turns = [a / b for a, b in zip(ours["seconds"][1:], theirs["seconds"][1:])]
+        low, middle, high = statistics.quantiles(turns, n=4, method="inclusive")
+        peaks = [run["peak_bytes"] for run in sides]
+        rows.append(dict(
+            method="QLoRA" if ours["four_bit"] else "LoRA", dtype=ours["dtype"],
+            seconds=[statistics.median(run["seconds"][1:]) for run in sides],
+            time_ratio=middle, time_ratio_low=low, time_ratio_high=high, peaks=peaks,
+            memory_ratio=None if None in peaks else peaks[0] / peaks[1],
+            largest_loss_difference=max(abs(a - b)
+                                        for a, b in zip(ours["losses"], theirs["losses"])),
+            decode=[statistics.median(run["decode_tokens_per_second"]) for run in sides]))
     return rows
 
 
 def table(results: dict) -> str:
     lines = [f"SmolLM2-135M, {results['rows']} rows, LoRA r={results['rank']} on all linears, "
              f"{results['threads']} threads; the other side is the default recipe of HF PEFT",
-             f"{'':<12}{'s/step':>8}{'HF PEFT':>9}{'ratio':>7}{'peak MB':>10}{'HF PEFT':>9}"
-             f"{'ratio':>7}{'losses apart':>15}{'decode tok/s':>14}{'HF PEFT':>9}"]
+             f"{'':<12}{'s/step':>8}{'HF PEFT':>9}{'ratio (quartiles)':>19}{'peak MB':>10}"
+             f"{'HF PEFT':>9}{'ratio':>7}{'losses apart':>15}{'decode tok/s':>14}{'HF PEFT':>9}"]
     for row in ratios(results):
-        mega = [peak / 1e6 for peak in row["peaks"]]
-        ratio = f"{row['memory_ratio']:.2f}" if row["memory_ratio"] else "-"
+        mega = [f"{peak / 1e6:.0f}" if peak else "-" for peak in row["peaks"]]
+        memory = f"{row['memory_ratio']:.2f}" if row["memory_ratio"] else "-"
+        ratio = (f"{row['time_ratio']:.2f} ({row['time_ratio_low']:.2f}-"
+                f"{row['time_ratio_high']:.2f})")
         lines.append(f"{row['method']:<6}{row['dtype']:<6}{row['seconds'][0]:>8.2f}"
-                     f"{row['seconds'][1]:>9.2f}{row['time_ratio']:>7.2f}{mega[0]:>10.0f}"
-                     f"{mega[1]:>9.0f}{ratio:>7}{row['largest_loss_difference']:>15.1e}"
+                     f"{row['seconds'][1]:>9.2f}{ratio:>19}{mega[0]:>10}{mega[1]:>9}{memory:>7}"
+                     f"{row['largest_loss_difference']:>15.1e}"
                      f"{row['decode'][0]:>14.1f}{row['decode'][1]:>9.1f}")
     return "\n".join(lines)
 
 
 if __name__ == "__main__":
     folder, *job = json.loads(sys.argv[1])
-    sys.stdout.write(json.dumps(work(Path(folder), *job)) + os.linesep)
+    work(Path(folder), *job)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .adapter import (Adapter, AdapterSet, TaskType, check_choice, check_count, check_task_type,
@@ -58,7 +59,11 @@ class LoraConfig:
 
 
 class LoraLinear(Adapter):
-    """y = base_layer(x) + s B A dropout(x);  x (..., in), y (..., out), y in the base's dtype."""
+    """y = base_layer(x) + s B A dropout(x);  x (..., in), y (..., out).
+
+    Computed in the dtype of the base's y, and so are the activations kept for A and B. The two may
+    be float32 over a bfloat16 base: steps of AdamW are smaller than the spacing of bfloat16.
+    """
 
     def __init__(self, base_layer: nn.Module, config: LoraConfig, dtype: torch.dtype):
         super().__init__(base_layer)
@@ -74,11 +79,11 @@ class LoraLinear(Adapter):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.base_layer(x)                                           # W0 x + b, (..., out)
-        low = self.lora_A(self.lora_dropout(x.to(self.lora_A.weight.dtype)))      # A x, (..., r)
+        A, B = (linear.weight.to(y.dtype) for linear in (self.lora_A, self.lora_B))
+        low = F.linear(self.lora_dropout(x.to(y.dtype)), A)              # A x, (..., r)
         # y + s B (A x) in one pass over y; (B A) x would cost in * out a token, as the base does
-        rows = (t.reshape(-1, t.shape[-1]) for t in (y.to(low.dtype), low))
-        out = torch.addmm(*rows, self.lora_B.weight.T, alpha=self.scaling)
-        return out.view_as(y).to(y.dtype)
+        rows = (t.reshape(-1, t.shape[-1]) for t in (y, low))
+        return torch.addmm(*rows, B.T, alpha=self.scaling).view_as(y)
 
     def delta_weight(self) -> Tensor:
         """s B A, (out, in)."""

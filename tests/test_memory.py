@@ -129,7 +129,7 @@ def test_a_huggingface_config_file_is_a_model(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("size, published, difference", [
-    ("7b", 6.9, -0.02), ("13b", 11.3, 0.03), ("33b", 24.7, 0.05), ("65b", 45.0, 0.07)])
+    ("7b", 6.9, -0.03), ("13b", 11.3, 0.03), ("33b", 24.7, 0.05), ("65b", 45.0, 0.07)])
 def test_qlora_papers_bars_are_met_within_a_fourteenth(size, published, difference):
     """Dettmers et al. 2023, the figure of memory by model size: GB; r = 64, 1 x 512 tokens,
     checkpointing. The surplus grows with the adapter: the paper's trains in 16 bits, 6 bytes a
@@ -142,15 +142,16 @@ def test_qlora_papers_bars_are_met_within_a_fourteenth(size, published, differen
     assert sixteen_bit < published          # with such adapters the plan is below every bar
 
 
-@pytest.mark.parametrize("method, published", [("lora", 21.30), ("qlora", 13.84)])
-def test_litgpts_peaks_lie_between_the_plans_with_and_without_checkpointing(method, published):
-    """litgpt's table of a 40 GB A100: Llama-2-7B, r = 8, batch 1, at most 1304 tokens; GB. It does
-    not state checkpointing, and adapts q and v only: without it our plan is 14 to 19 % above."""
+@pytest.mark.parametrize("method, published, difference", [("lora", 21.30, -0.01),
+                                                           ("qlora", 13.84, -0.17)])
+def test_litgpts_peak_is_met_for_lora_and_not_for_qlora(method, published, difference):
+    """litgpt's table of a 40 GB A100: Llama-2-7B, r = 8 on q and v, batch 1, at most 1304 tokens;
+    GB. It does not state checkpointing: with it, our plan is a third to two thirds below."""
     run = Run(GPTConfig.preset("llama-2-7b"), method, 8, 1, 1304)
     whole, checkpointed = (sum(plan(replace(run, checkpointing=c)).values()) / 1e9
                            for c in (False, True))
-    assert checkpointed < published < whole
-    assert 1.14 < whole / published < 1.20
+    assert whole / published - 1 == pytest.approx(difference, abs=0.005)
+    assert 0.34 < checkpointed / published < 0.70
 
 
 def test_litgpts_saving_by_four_bits_is_four_fifths_of_the_plans():
@@ -162,8 +163,8 @@ def test_litgpts_saving_by_four_bits_is_four_fifths_of_the_plans():
     assert (21.30 - 13.84) / 9.61 == pytest.approx(0.78, abs=0.005)
 
 
-@pytest.mark.parametrize("method, published, difference", [("lora", 16.2, 0.07),
-                                                           ("qlora", 7.4, 0.05)])
+@pytest.mark.parametrize("method, published, difference", [("lora", 16.2, 0.05),
+                                                           ("qlora", 7.4, -0.01)])
 def test_torchtunes_peaks_are_met_without_the_logits(method, published, difference):
     """torchtune's table, RTX 4090: Llama-3.1-8B, 2 x 2048 tokens; GiB. Its compiled, chunked loss
     never holds the logits of all positions, 1.96 GiB in ours; the rank is not stated, 8 here."""
