@@ -87,7 +87,7 @@ def answers(model, tokenizer, asked: list[list[dict]]) -> list[str]:
     for group in tqdm(groups.values(), file=sys.stderr, unit="length"):
         caches = [copy.copy(cache) for cache in start]
         for cache in caches:
-            cache.expand(len(group))
+            cache.share(len(cache), len(group))
         made = greedy(model, torch.tensor([rows[i][P:] for i in group]), caches, end).tolist()
         for i, row in zip(group, made):
             found[i] = tokenizer.decode(row[:row.index(end)] if end in row else row)

@@ -1,11 +1,12 @@
 """A training step of ours beside HuggingFace PEFT's: seconds, peak memory, losses; and decoding.
 
-Both sides get the same SmolLM2 weights, the same batches, the same A, B = 0 and AdamW with the same
-settings. Each side of a case is a fresh process, so that its memory is its own, and the two take
-turns step by step, so that a drift of the machine hits both. The other side is the *default* recipe
-of transformers + PEFT (+ bitsandbytes): its users could tune it as well. Ours is what `finetune`
-does: what the rows begin with is computed once (shared_prefix.py), the head on labelled positions
-only, the update added in one addmm, attention in float32 where a CPU's bfloat16 is slow.
+Both sides get the same SmolLM2 weights, the same batches (rows of similar length, as `finetune`
+makes them), the same A, B = 0 and AdamW with the same settings. Each side of a case is a fresh
+process, so that its memory is its own, and the two take turns step by step, so that a drift of the
+machine hits both. The other side is the *default* recipe of transformers + PEFT (+ bitsandbytes):
+its users could tune it as well. Ours is what `finetune` does: what the rows begin with is computed
+once (shared_prefix.py), the head on labelled positions only, LoRA in the base's dtype and added in
+one addmm, attention in float32 where a CPU's bfloat16 is slow.
 """
 import contextlib
 import json
@@ -23,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from .chat import collate, encode_example, read_jsonl
+from .chat import batch_plan, collate, encode_example, read_jsonl
 from .compare import machine, write_json
 from .gpt import GPT, GPTConfig
 from .lora import LoraConfig
@@ -44,10 +45,10 @@ def make_inputs(folder: Path, steps: int) -> None:
     from .smollm2 import load
     model, tokenizer = load()
     rows = [encode_example(messages, lambda text: tokenizer.encode(text).ids)
-            for messages in read_jsonl(TEXTS)[:steps * ROWS]]
-    batches = {}
+            for messages in read_jsonl(TEXTS)]
+    batches, plan = {}, batch_plan([len(ids) for ids, _ in rows], ROWS, seed=0)
     for step in range(steps):
-        ids, labels = collate(rows[step * ROWS:(step + 1) * ROWS])
+        ids, labels = collate([rows[i] for i in next(plan)])
         batches |= {f"ids {step}": ids, f"labels {step}": labels}
     save_file(batches, folder / "batches.safetensors")
     generator = torch.Generator().manual_seed(0)

@@ -135,9 +135,9 @@ class KVCache:
         self.v = v if self.v is None else torch.cat([self.v, v], dim=2)
         return self.k, self.v
 
-    def expand(self, rows: int) -> None:
-        """One row's keys and values become those of `rows` rows, without a copy."""
-        self.k, self.v = (t.expand(rows, -1, -1, -1) for t in (self.k, self.v))
+    def share(self, length: int, rows: int) -> None:
+        """One row's first `length` keys and values become those of `rows` rows, without a copy."""
+        self.k, self.v = (t[:, :, :length].expand(rows, -1, -1, -1) for t in (self.k, self.v))
 
 
 class Attention(nn.Module):

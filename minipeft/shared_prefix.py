@@ -3,9 +3,9 @@
     k, v of a shared token depend on the tokens before it, which are shared too
 
 The rows of a fine-tuning batch often begin alike: a system turn, a chat template. Causal attention
-gives those positions the same keys and values in every row, so one row computes them and the others
-read them. Loss and gradients are those of the whole batch, up to rounding; B - 1 of B times the
-shared part of the work, and of the saved activations, is not done. (Dropout: the rows share the
+gives those positions the same keys and values in every row, so the first row computes them and the
+others read them. Loss and gradients are those of the whole batch, up to rounding; B - 1 of B times
+the shared part of the work, and of the saved activations, is not done. (Dropout: the rows share the
 shared part's mask.)
 """
 import torch
@@ -25,16 +25,17 @@ def shared_logits(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """`labelled_logits` of a GPT, adapted or not: (N, V) and (N,), for less work."""
     input_ids = batch[0]                                                         # (B, T)
     counted, targets = label_positions(batch[1])
-    P = shared_length(input_ids, counted)
-    if P == 0 or len(input_ids) == 1:
+    (B, T), P = input_ids.shape, shared_length(input_ids, counted)
+    if P == 0 or B == 1:
         return labelled_logits(model, batch)
-    caches = [KVCache() for _ in gpt_of(model).model.layers]
-    nowhere = torch.zeros(1, P, dtype=torch.bool, device=input_ids.device)
-    model(input_ids[:1, :P], logits_at=nowhere, caches=caches)                   # (1, P)
+    gpt = gpt_of(model)
+    caches = [KVCache() for _ in gpt.model.layers]
+    first = gpt.model(input_ids[:1], caches)                                     # (1, T, C)
     for cache in caches:
-        cache.expand(len(input_ids))
-    logits = model(input_ids[:, P:], logits_at=counted[:, P:], caches=caches)    # (B, T - P)
-    return logits, targets[counted]
+        cache.share(len(cache) - (T - P), B - 1)     # P positions, and a soft prompt before them
+    others = gpt.model(input_ids[1:, P:], caches)                                # (B - 1, T - P, C)
+    x = torch.cat([first[counted[:1]], others[counted[1:, P:]]])                 # (N, C)
+    return gpt.lm_head(x), targets[counted]
 
 
 def gpt_of(model: nn.Module) -> GPT:
