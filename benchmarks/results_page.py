@@ -17,6 +17,7 @@ RESULTS = FOLDER / "results"
 README = FOLDER.parent / "README.md"
 START, END = "<!-- written by benchmarks/results_page.py -->\n", "\n<!-- end -->"
 TOOLS_START = "<!-- on SmolLM2, written by benchmarks/results_page.py -->\n"
+STEP_START = "<!-- beside HF PEFT, written by benchmarks/results_page.py -->\n"
 GPU_START = "<!-- at full size, written by benchmarks/results_page.py -->\n"
 
 
@@ -119,18 +120,30 @@ A cap binds torch's allocator; CUDA's own context comes on top, and is stored be
 """
 
 
+def step_markdown(results: dict) -> str:
+    """What a training step takes of HF PEFT's time and memory, a row a case."""
+    lines = ["| a training step | time, of HF PEFT's (quartiles) | peak memory, of HF PEFT's |",
+             "|---|---|---|"]
+    for row in bench_step.ratios(results):
+        lines.append(f"| {row['method']}, {row['dtype']} | {row['time_ratio']:.2f} "
+                     f"({row['time_ratio_low']:.2f} to {row['time_ratio_high']:.2f}) | "
+                     f"{row['memory_ratio']:.2f} |")
+    return "\n".join(lines)
+
+
 def readme(text: str) -> str:
-    """README.md with the tables of the stored comparisons and the headlines at full size."""
+    """README.md with the tables of what is stored, and the headlines at full size."""
     text = between(text, START, summary.markdown_table(stored("compare/compare.json")))
     tools = tool_calls.table(stored("tool_calls/comparison.json"))
     text = between(text, TOOLS_START, f"```\n{tools}\n```")
+    text = between(text, STEP_START, step_markdown(stored("step.json")))
     return between(text, GPU_START, full_size(fits.HEADLINES))
 
 
 def between(text: str, start: str, content: str) -> str:
-    """The text with what stands from `start` to the next END replaced."""
-    before, _, rest = text.partition(start)
-    _, _, after = rest.partition(END)
+    """The text with what stands from `start` to the next END replaced; ValueError without both."""
+    before, rest = text.split(start)
+    after = rest[rest.index(END) + len(END):]
     return before + start + content + END + after
 
 
