@@ -50,6 +50,8 @@ def get_peft_model(model: nn.Module, config, adapter_name: str = "default",
                    adapter_dtype: torch.dtype = torch.float32) -> "PeftModel":
     """Freeze `model`, put the adapters of `config` in place, and return both as a PeftModel.
 
+    The trainable weights are kept in `adapter_dtype`; LoRA multiplies in the base's own dtype.
+
     TypeError or ValueError, with the model as it was, if the config does not fit the model or the
     model carries adapters already.
     """
