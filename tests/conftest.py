@@ -1,4 +1,6 @@
-"""Small random models, the same in every test."""
+"""Small random models, the same in every test; and, at the end, what each notebook took."""
+from collections import Counter
+
 import pytest
 import torch
 
@@ -20,3 +22,15 @@ def model() -> GPT:
 @pytest.fixture
 def ids() -> torch.Tensor:
     return torch.randint(0, SMALL.vocab_size, (3, 7), generator=torch.Generator().manual_seed(1))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    seconds = Counter()
+    for report in (r for reports in terminalreporter.stats.values() for r in reports):
+        path = getattr(report, "nodeid", "").partition("::")[0]
+        if path.endswith(".ipynb"):
+            seconds[path] += getattr(report, "duration", 0)
+    if seconds:
+        terminalreporter.section("seconds of each notebook")
+    for path, total in sorted(seconds.items()):
+        terminalreporter.write_line(f"{total:6.1f}  {path}")
