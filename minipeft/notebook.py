@@ -1,6 +1,6 @@
 """What every notebook needs: one way to start, to check, and to show.
 
-    notebook.start()                       first cell: one thread, no denormals, one look of figures
+    notebook.start()                       first cell: threads, no denormals, one look of figures
     notebook.check("B A", ours, theirs)    ours must equal theirs; prints one line
     notebook.show(LoraLinear)              the package's source, after the reader has written it
 """
@@ -14,10 +14,11 @@ from torch import Tensor
 from .plot import STYLE
 
 
-def start(seed: int = 0) -> None:
-    """One thread and no denormals, so that runs repeat and stay fast; the figures' style."""
+def start(seed: int = 0, threads: int = 1) -> None:
+    """A fixed number of threads and no denormals, so that runs repeat and stay fast; the figures'
+    style. More than one thread pays for matrices larger than the tiny GPT's."""
     torch.set_flush_denormal(True)
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     torch.manual_seed(seed)
     plt.rcParams.update(STYLE)
 
