@@ -10,7 +10,6 @@ one addmm, attention in float32 where a CPU's bfloat16 is slow.
 """
 import contextlib
 import json
-import os
 import platform
 import statistics
 import subprocess
@@ -148,7 +147,7 @@ def work(folder: Path, side: str, dtype: str, four_bit: bool) -> None:
         job, *which = line.split()
         answer = (step(*which) if job == "step" else peak_bytes() if job == "peak" else
                   decode(model.eval(), batches["ids 0"][:1, :PROMPT], side))
-        answers.write(json.dumps(answer) + os.linesep)
+        answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
@@ -253,7 +252,7 @@ def table(results: dict) -> str:
         mega = [f"{peak / 1e6:.0f}" if peak else "-" for peak in row["peaks"]]
         memory = f"{row['memory_ratio']:.2f}" if row["memory_ratio"] else "-"
         ratio = (f"{row['time_ratio']:.2f} ({row['time_ratio_low']:.2f}-"
-                f"{row['time_ratio_high']:.2f})")
+                 f"{row['time_ratio_high']:.2f})")
         lines.append(f"{row['method']:<6}{row['dtype']:<6}{row['seconds'][0]:>8.2f}"
                      f"{row['seconds'][1]:>9.2f}{ratio:>19}{mega[0]:>10}{mega[1]:>9}{memory:>7}"
                      f"{row['largest_loss_difference']:>15.1e}"
