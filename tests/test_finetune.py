@@ -260,13 +260,16 @@ PROCESS = """
 import sys; sys.path.insert(0, {tests!r})
 import torch, torch.distributed as dist
 from pathlib import Path
+from minipeft.cli.finetune import start_processes
 from test_finetune import started, take
 torch.set_flush_denormal(True); torch.set_num_threads(1)
-dist.init_process_group("gloo")
+start_processes()
 folder = Path({folder!r}) / str(dist.get_rank())
 history = take(started(folder, batch_size=5, micro_batch=2))
 (folder / "loss").write_text(repr((history["loss"], history["validation"])))
 dist.destroy_process_group()
+threads = [(task / "comm").read_text() for task in Path("/proc/self/task").glob("*")]    # Linux
+(folder / "threads").write_text(repr(threads))
 """
 
 
@@ -282,6 +285,7 @@ def test_two_processes_take_the_same_steps_as_one_with_the_same_batches(tmp_path
         loss, validation = eval((tmp_path / rank / "loss").read_text())
         assert loss == pytest.approx(alone["loss"], rel=1e-4)      # float32 sums in another order
         assert validation[-1]["loss"] == pytest.approx(alone["validation"][-1]["loss"], rel=1e-4)
+        assert "gloo" not in (tmp_path / rank / "threads").read_text()    # they could abort the end
     assert (tmp_path / "0" / "checkpoint.safetensors").exists()
     assert not (tmp_path / "1" / "checkpoint.safetensors").exists()      # one process writes
 

@@ -1,5 +1,6 @@
 """`minipeft finetune`: teach SmolLM2 a task from a file of examples, and keep the adapter."""
 import hashlib
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -106,6 +107,9 @@ def start_processes() -> torch.device:
     """Under torchrun, join the other processes; the device this one works on."""
     cuda, local = torch.cuda.is_available(), int(os.environ.get("LOCAL_RANK", 0))
     if "WORLD_SIZE" in os.environ:
+        # AdamW imports this; imported later, its default arguments keep the group and its threads
+        # alive beyond destroy_process_group, and now and then they abort the process at its end
+        importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("nccl" if cuda else "gloo")
     if cuda:
         torch.cuda.set_device(local)
