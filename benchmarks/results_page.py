@@ -15,7 +15,7 @@ from minipeft.cli.compare import report
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 README = FOLDER.parent / "README.md"
-START, END = "<!-- written by benchmarks/results_page.py -->\n", "\n<!-- end -->"
+START, END = "<!-- written by benchmarks/results_page.py -->\n", "<!-- end -->"
 TOOLS_START = "<!-- on SmolLM2, written by benchmarks/results_page.py -->\n"
 STEP_START = "<!-- beside HF PEFT, written by benchmarks/results_page.py -->\n"
 GPU_START = "<!-- at full size, written by benchmarks/results_page.py -->\n"
@@ -141,10 +141,12 @@ def readme(text: str) -> str:
 
 
 def between(text: str, start: str, content: str) -> str:
-    """The text with what stands from `start` to the next END replaced; ValueError without both."""
-    before, rest = text.split(start)
-    after = rest[rest.index(END) + len(END):]
-    return before + start + content + END + after
+    """The text with what stands from `start` to its END replaced; ValueError without both."""
+    before, mark, rest = text.partition(start)
+    old, end, after = rest.partition(END)
+    if not (mark and end) or "<!--" in old:         # or what follows would be replaced as well
+        raise ValueError(f"README.md wants {start.strip()!r}, and {END!r} before the next mark")
+    return f"{before}{start}{content}\n{END}{after}"
 
 
 def write(path: Path, text: str) -> None:

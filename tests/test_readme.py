@@ -29,6 +29,16 @@ def test_the_tables_of_the_readme_are_those_of_the_stored_results(maker):
     assert maker.readme(README) == README
 
 
+def test_a_table_replaces_only_what_stands_between_its_own_marks(maker):
+    start, end = maker.STEP_START, maker.END
+    for old in ("", "old\n"):
+        assert maker.between(f"a {start}{old}{end} b {end}", start, "new") == (
+            f"a {start}new\n{end} b {end}")
+    for text in ("no mark", start, f"{start}lost\n{maker.GPU_START}{end}"):
+        with pytest.raises(ValueError, match="before the next mark"):
+            maker.between(text, start, "new")
+
+
 def test_links_lead_to_files():
     for page in (ROOT / "README.md", ROOT / "benchmarks/RESULTS.md", ROOT / "notebooks/README.md"):
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
