@@ -20,11 +20,11 @@ from pathlib import Path
 
 import matplotlib
 import torch
+from gpu import fits, kernels, latency, quality
 from tqdm import tqdm
 
-from gpu import fits, kernels, latency, quality
-from minipeft import bench_nf4, plot
-from minipeft.compare import write_json
+from minipeft.lab import bench_nf4, plot
+from minipeft.lab.compare import write_json
 
 PARTS = {"fits": fits, "latency": latency, "kernels": kernels, "quality": quality}
 RESULTS = Path(__file__).parent / "results"

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import tool_calls
 from gpu import fits, kernels, latency, quality
-from minipeft import bench_nf4, bench_step, summary
+
 from minipeft.cli.compare import report
+from minipeft.lab import bench_nf4, bench_step, summary
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"

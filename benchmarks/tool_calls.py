@@ -29,15 +29,15 @@ import matplotlib
 import torch
 from tqdm import tqdm
 
-from minipeft.chat import END, chat_text, collate, encode_example, read_jsonl
-from minipeft.compare import machine
-from minipeft.finetune import METHODS, Recipe, accumulate, adapt, faster_dtype, validate
+from minipeft.figures import LOOKS, STYLE, new_figure
 from minipeft.gpt import KVCache
+from minipeft.lab.compare import machine
+from minipeft.llm.chat import END, chat_text, collate, encode_example, read_jsonl
+from minipeft.llm.finetune import METHODS, Recipe, accumulate, adapt, faster_dtype, validate
+from minipeft.llm.run_files import REPORT, load_trained, write_json
+from minipeft.llm.shared_prefix import gpt_of, shared_logits
+from minipeft.llm.smollm2 import load
 from minipeft.measure import nbytes
-from minipeft.plot import LOOKS, STYLE, new_figure
-from minipeft.run_files import REPORT, load_trained, write_json
-from minipeft.shared_prefix import gpt_of, shared_logits
-from minipeft.smollm2 import load
 from minipeft.train import answered_right
 
 DATA = Path(__file__).parent.parent / "data" / "tool_calls"

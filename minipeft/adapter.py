@@ -12,7 +12,6 @@ from collections.abc import Iterable
 from enum import Enum
 from typing import ClassVar
 
-import torch
 from torch import Tensor, nn
 
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from . import adapter_file
-from .adapter import Adapter, AdapterSet, find_modules, nearest, put_in_place, take_out
-from .adapter import replace_modules
+from .adapter import (Adapter, AdapterSet, find_modules, nearest, put_in_place, replace_modules,
+                      take_out)
 from .adapter_file import load_module_tensors, module_tensors
 from .houlsby import HoulsbyConfig, houlsby_adapters
 from .lora import LoraConfig, lora_adapters

@@ -4,10 +4,10 @@ import os
 
 import pytest
 import torch
+from conftest import SMALL
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from conftest import SMALL
 from minipeft import (GPT, HoulsbyConfig, LoraConfig, PeftModel, PrefixTuningConfig,
                       PromptTuningConfig, TaskType, adapter_file, get_peft_model)
 

@@ -7,10 +7,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from conftest import SMALL
 from minipeft import (GPT, GPTConfig, HoulsbyConfig, LoraConfig, PeftModel, PrefixTuningConfig,
                       PromptTuningConfig, get_peft_model)
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from minipeft import bench_nf4
+from minipeft.lab import bench_nf4
 
 
 @pytest.fixture(scope="module")

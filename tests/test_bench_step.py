@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from minipeft import bench_step
+from minipeft.lab import bench_step
 
 STORED = Path(__file__).parent.parent / "benchmarks" / "results" / "step.json"
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from minipeft import claims
 from minipeft.__main__ import main
-from minipeft.claims import CLAIMS, VERDICTS, Claim, exact, fact, report, within
-from minipeft.claims.measured import energy_rank
+from minipeft.course import claims
+from minipeft.course.claims import CLAIMS, VERDICTS, Claim, exact, fact, report, within
+from minipeft.course.claims.measured import energy_rank
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"

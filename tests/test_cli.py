@@ -56,7 +56,7 @@ def test_comparing_needs_the_core_requirements_only():
 
 
 def test_a_failure_ends_with_status_1_and_one_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("minipeft.compare.LEARNING_RATES", tmp_path / "none.json")
+    monkeypatch.setattr("minipeft.lab.compare.LEARNING_RATES", tmp_path / "none.json")
     assert main(["compare", "--quick", "--out", str(tmp_path)]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "no sweep at" in err and "compare --sweep" in err

@@ -1,5 +1,6 @@
 """Fine-tuning runs: data, steps, checkpoints, processes, commands, on a tiny random model."""
 import copy
+import itertools
 import json
 import os
 import subprocess
@@ -11,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from conftest import SMALL
 
-from minipeft import GPT, chat
-from minipeft.finetune import (METHODS, Recipe, Run, Schedule, accumulate, adapt, finetune, report,
-                               validate)
+from minipeft import GPT
+from minipeft.llm import chat
+from minipeft.llm.finetune import (METHODS, Recipe, Run, Schedule, accumulate, adapt, finetune,
+                                   report, validate)
+from minipeft.llm.run_files import load_trained, new_folder, read_checkpoint, write_json
 from minipeft.peft_model import PeftModel
-from minipeft.run_files import load_trained, new_folder, read_checkpoint, write_json
 from minipeft.train import IGNORE
 
 
@@ -49,9 +51,8 @@ def started(folder: Path, method: str = "lora", lr: float = 1e-2, **schedule) ->
 
 
 def take(run: Run, steps: int = 99) -> dict:
-    for _, history in zip(range(steps), finetune(run, examples(20), examples(6, seed=1))):
-        pass
-    return history
+    taken = finetune(run, examples(20), examples(6, seed=1))
+    return list(itertools.islice(taken, steps))[-1]
 
 
 # Data
@@ -309,9 +310,10 @@ class Tokenizer:
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     pytest.importorskip("tokenizers")
+    from dataclasses import replace
+
     from minipeft.__main__ import main
     from minipeft.cli import finetune, generate, merge
-    from dataclasses import replace
 
     def load():
         torch.manual_seed(0)

@@ -10,15 +10,15 @@ import pytest
 import torch
 
 from minipeft import GPT
-from minipeft.memory import plan
+from minipeft.lab.memory import plan
 from minipeft.nf4 import NF4Linear
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))        # where Python looks when a script there is run
 
-import gpu_evidence                                  # noqa: E402
-import results_page                                  # noqa: E402
-from gpu import fits, kernels, latency, quality, shapes     # noqa: E402
+import gpu_evidence
+import results_page
+from gpu import fits, kernels, latency, quality, shapes
 
 CPU = torch.device("cpu")
 

@@ -1,8 +1,8 @@
 """Counted bytes against counts by hand."""
 import torch
+from conftest import SMALL
 from torch import nn
 
-from conftest import SMALL
 from minipeft import GPT, GPTConfig, LoraConfig, PromptTuningConfig, get_peft_model, quantize_model
 from minipeft.measure import interleaved, nbytes, saved_activations, training_bytes
 from minipeft.peft_model import count_parameters

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import SMALL
 from torch.utils.checkpoint import checkpoint
 
-from conftest import SMALL
 from minipeft import GPT, GPTConfig, get_peft_model, quantize_model
 from minipeft.__main__ import main
+from minipeft.lab.memory import METHODS, Run, adapter_config, advice, plan
 from minipeft.measure import nbytes, training_bytes
-from minipeft.memory import METHODS, Run, adapter_config, advice, plan
 
 WIDE = replace(SMALL, hidden_size=64, intermediate_size=192, vocab_size=59)   # grouped-query heads
 
@@ -68,7 +68,8 @@ def test_llama_2_7b_by_hand():
     lora = plan(Run(GPTConfig.preset("llama-2-7b"), "lora", r=16))
     assert lora["adapter"] == lora["gradients"] == 4 * 39_976_960
     assert lora["optimizer"] == 8 * 39_976_960
-    assert plan(Run(GPTConfig.preset("llama-2-7b"), "lora", r=16, optimizer="sgd"))["optimizer"] == 0
+    run = Run(GPTConfig.preset("llama-2-7b"), "lora", r=16, optimizer="sgd")
+    assert plan(run)["optimizer"] == 0
 
 
 def test_65b_in_four_bits_fits_48_gib_and_not_48e9_bytes():
@@ -86,7 +87,8 @@ def test_advice_says_what_each_change_would_take():
 
 @pytest.mark.parametrize("bad, message", [
     (dict(method="dora"), "method must be one of full, lora"),
-    (dict(dtype="int8"), "dtype must be one of fp32"), (dict(optimizer="adam"), "optimizer must be"),
+    (dict(dtype="int8"), "dtype must be one of fp32"),
+    (dict(optimizer="adam"), "optimizer must be"),
     (dict(r=0), "r must be at least 1, got 0"), (dict(batch=-1), "batch must be at least 1"),
     (dict(seq=65), "at most the model's 64 positions, got 65"),
     (dict(method="prompt", r=10, seq=60), "got 70"),

@@ -3,9 +3,9 @@ import copy
 
 import pytest
 import torch
+from conftest import SMALL
 from torch import nn
 
-from conftest import SMALL
 from minipeft import (GPT, HoulsbyConfig, LoraConfig, PeftModel, PrefixTuningConfig,
                       PromptTuningConfig, get_peft_model, quantize_model)
 from minipeft.peft_model import METHODS

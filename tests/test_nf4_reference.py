@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-
 from golden.make_nf4 import FILE, golden_weight
+
 from minipeft.nf4 import (E2M1_CODE, FP4_CODE, INT4_CODE, NF4_CODE, QuantState, dequantize_nf4,
                           quantize_nf4)
 from minipeft.nf4.reference import DYNAMIC_CODE, midpoints

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 pytest.importorskip("IPython")
-from minipeft import notebook                                   # noqa: E402
+from minipeft.course import notebook
 
 
 def test_check_prints_one_line_for_equal_tensors(capsys):

@@ -1,10 +1,10 @@
 """PeftModel: what HuggingFace PEFT's users expect of it, beyond the contract of test_methods."""
 import pytest
 import torch
-
 from conftest import SMALL
-from minipeft import (GPT, GPTConfig, HoulsbyConfig, LoraConfig, PeftModel, PrefixTuningConfig, TaskType,
-                      get_peft_model)
+
+from minipeft import (GPT, GPTConfig, HoulsbyConfig, LoraConfig, PeftModel, PrefixTuningConfig,
+                      TaskType, get_peft_model)
 from minipeft.train import TrainConfig, train
 
 

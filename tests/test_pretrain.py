@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from minipeft import GPT, GPTConfig, world
-from minipeft.pretrain import DATA, RECORD, load_base, pretrain, read_record, save_base, score
+from minipeft import GPT, GPTConfig
+from minipeft.files import DATA
+from minipeft.tiny_world import documents
+from minipeft.tiny_world.pretrain import RECORD, load_base, pretrain, read_record, save_base, score
 from minipeft.train import evaluate
 
 # A loss is a float32 mean over thousands of tokens; other CPUs and thread counts sum in another
@@ -42,12 +44,12 @@ def test_a_shipped_base_scores_what_its_record_says(seed):
         assert measured["oracle"] == pytest.approx(recorded[kind]["oracle"], abs=1e-9)
 
 
-@pytest.mark.parametrize("kind", [None, *world.KINDS])
+@pytest.mark.parametrize("kind", [None, *documents.KINDS])
 def test_no_base_beats_the_best_possible_loss_beyond_chance(kind):
-    input_ids, labels, oracle = world.validation(kind)
+    input_ids, labels, oracle = documents.validation(kind)
     logits = load_base(0)(input_ids).detach()
     nats = F.cross_entropy(logits[:, :-1].mT, labels[:, 1:], reduction="none").sum(1)    # (B,)
-    best = [-world.log_prob(row[:k]) for row, k in
+    best = [-documents.log_prob(row[:k]) for row, k in
             zip(input_ids[:, 1:], (labels != -100).sum(1) - 2)]
     excess = nats.double() - torch.tensor(best, dtype=torch.double)
     # Gibbs' inequality holds for the mean over all documents; these are a sample of them
@@ -64,7 +66,7 @@ def test_a_base_speaks_all_four_languages_when_it_is_told_which(seed):
 
 
 def test_a_few_steps_of_pretraining_lower_the_loss(short_run):
-    model, report = short_run
+    _, report = short_run
     assert report["steps"] == 25 and report["tokens"] == 25 * 32 * 64
     # untrained: above the entropy of 400 equally likely words, ln 400 = 5.99 nats
     assert report["first_loss"] > 6 and report["last_loss"] < 4

@@ -4,11 +4,11 @@ import json
 import re
 
 import pytest
+from test_claims import NOTEBOOKS, headings
 
 from minipeft.__main__ import main
-from minipeft.claims import CLAIMS
-from minipeft.questions import questions
-from test_claims import NOTEBOOKS, headings
+from minipeft.course.claims import CLAIMS
+from minipeft.course.questions import questions
 
 PLACES = sorted({question.reread for question in questions()})
 

@@ -53,12 +53,11 @@ def test_the_python_example_prints_what_the_readme_says():
     assert f"# {out.getvalue().strip()}" == code.strip().splitlines()[-1]
 
 
-def test_every_notebook_and_module_is_on_the_map():
+def test_every_notebook_and_room_is_on_the_map():
     for path in [*(ROOT / "notebooks").glob("*.ipynb")]:
         assert path.name in README, path.name
-    for path in (ROOT / "minipeft").glob("*.py"):
-        if not path.name.startswith("__"):
-            assert f"`{path.name}`" in README or f"/{path.name}`" in README, path.name
+    for door in (ROOT / "minipeft").glob("*/__init__.py"):
+        assert f"| `minipeft/{door.parent.name}/` |" in README, door
 
 
 def test_the_transcript_of_the_language_model_is_that_of_the_stored_run(maker, capsys):

@@ -5,8 +5,8 @@ import torch.nn.functional as F
 from conftest import SMALL
 
 from minipeft import GPT
-from minipeft.finetune import METHODS, Recipe, Run, Schedule, adapt
-from minipeft.shared_prefix import shared_length, shared_logits
+from minipeft.llm.finetune import METHODS, Recipe, Run, Schedule, adapt
+from minipeft.llm.shared_prefix import shared_length, shared_logits
 from minipeft.train import IGNORE, label_positions, labelled_logits
 
 SHARED = 5

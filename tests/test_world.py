@@ -5,13 +5,12 @@ import random
 import pytest
 import torch
 
-from minipeft import village
-from minipeft.grammar import Choice, Form, Grammar, favouring, uniform
-from minipeft.village import GRAMMAR, LANGUAGES, THINGS, UNKNOWN_LANGUAGE
-from minipeft.world import (
-    KINDS, SPLITS, TASKS, TOKENIZER, WordTokenizer, log_prob, pretraining_batch,
-    pretraining_batches, validation,
-)
+from minipeft.tiny_world import village
+from minipeft.tiny_world.documents import (KINDS, TOKENIZER, WordTokenizer, log_prob,
+                                           pretraining_batch, pretraining_batches, validation)
+from minipeft.tiny_world.grammar import Choice, Form, Grammar, favouring, uniform
+from minipeft.tiny_world.tasks import SPLITS, TASKS
+from minipeft.tiny_world.village import GRAMMAR, LANGUAGES, THINGS, UNKNOWN_LANGUAGE
 
 SUM_OF_LOGS = 1e-9    # a sum of up to thirty logarithms, each below 10, in float64
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from minipeft import GPTConfig, get_peft_model, plot
-from minipeft.finetune import recompute_activations
+from minipeft import GPTConfig, get_peft_model
+from minipeft.lab import plot
+from minipeft.lab.memory import DTYPES, GiB, Run, adapter_config, plan
+from minipeft.lab.summary import layout
+from minipeft.llm.finetune import recompute_activations
 from minipeft.measure import summary
-from minipeft.memory import DTYPES, GiB, Run, adapter_config, plan
-from minipeft.summary import layout
 from minipeft.train import batch_loss
 
 from .shapes import random_gpt, seconds

@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from minipeft import GPTConfig, bench_nf4, plot
+from minipeft import GPTConfig
+from minipeft.lab import bench_nf4, plot
+from minipeft.lab.summary import layout
 from minipeft.nf4 import backend_for
-from minipeft.summary import layout
 
 from .latency import TINY
 from .shapes import in_turn, milliseconds, random_gpt
@@ -74,8 +75,12 @@ def fused_products(weight: torch.Tensor, set_bytes: int) -> dict:
     x = torch.randn(1, weight.shape[1], device=weight.device)
     codes, state = bench_nf4.bnb.quantize_4bit(weight, blocksize=BLOCKSIZE, quant_type="nf4")
     following = bench_nf4.next_of(codes, set_bytes)
-    return {f"{bench_nf4.PEER}, fused {dtype}": lambda x=x.to(getattr(torch, dtype)): matmul_4bit(
-        x, following().t(), quant_state=state) for dtype in ("float32", "bfloat16")}
+
+    def fused(x: torch.Tensor):
+        return lambda: matmul_4bit(x, following().t(), quant_state=state)
+
+    return {f"{bench_nf4.PEER}, fused {dtype}": fused(x.to(getattr(torch, dtype)))
+            for dtype in ("float32", "bfloat16")}
 
 
 def bytes_moved(operation: str, dtype: torch.dtype, n: int) -> dict[str, float]:

@@ -12,9 +12,10 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from minipeft import (GPTConfig, HoulsbyConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig,
-                      get_peft_model, plot)
-from minipeft.memory import DTYPES
-from minipeft.summary import layout
+                      get_peft_model)
+from minipeft.lab import plot
+from minipeft.lab.memory import DTYPES
+from minipeft.lab.summary import layout
 
 from .shapes import in_turn, milliseconds, random_gpt
 

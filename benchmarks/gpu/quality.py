@@ -15,9 +15,9 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-from minipeft import compare, plot
-from minipeft.pretrain import read_record
-from minipeft.summary import exact_match, layout
+from minipeft.lab import compare, plot
+from minipeft.lab.summary import exact_match, layout
+from minipeft.tiny_world.pretrain import read_record
 
 TOOL_CALLS = Path(__file__).parents[1] / "tool_calls.py"
 

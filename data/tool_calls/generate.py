@@ -40,16 +40,17 @@ oats olives onions oranges pasta peaches pears pepper potatoes raisins rice salt
 tea tomatoes yogurt""".split()
 CONTAINERS = "bags bottles boxes cans jars packs tins".split()
 ROOMS = """attic balcony basement bathroom bedroom cellar corridor garage guest_room gym hall
-hallway kitchen laundry library living_room lobby loft nursery office pantry patio playroom porch sauna shed
-staircase studio study terrace workshop""".split()
+hallway kitchen laundry library living_room lobby loft nursery office pantry patio playroom porch
+sauna shed staircase studio study terrace workshop""".split()
 UNITS = """acres calories centimeters cups euros feet gallons grams hectares inches joules kilograms
 kilometers knots liters meters miles ounces pints pounds rupees stones tons yards yen""".split()
 STREETS = "Avenue Lane Road Square Street".split()
 MONTHS = """January February March April May June July August September October November
 December""".split()
 SUBJECTS = ["the bus", "the car", "the dog", "the doctor", "the game", "the landlord",
-            "the meeting", "the oven", "the package", "the plumber", "the ticket", "the train", "the wifi",
-            "my flight", "my knee", "my phone", "our boss", "our dinner", "our order", "your cat"]
+            "the meeting", "the oven", "the package", "the plumber", "the ticket", "the train",
+            "the wifi", "my flight", "my knee", "my phone", "our boss", "our dinner", "our order",
+            "your cat"]
 STATES = ["is here", "is late", "is ready", "is broken again", "has arrived", "needs your help",
           "was great", "looks fine now", "is almost over", "can wait", "was cancelled",
           "will take an hour", "is in the kitchen", "made me laugh", "is back", "is on the way"]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import bench_nf4, bench_step
+from ..lab import bench_nf4, bench_step
 
 EXAMPLE = "python -m minipeft bench nf4"
 BENCHES = {"nf4": bench_nf4, "step": bench_step}

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import claims
-from ..claims import report
+from ..course import claims
+from ..course.claims import report
 from . import UsageError
 
 EXAMPLE = "python -m minipeft claims --markdown"

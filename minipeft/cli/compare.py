@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import compare, plot, summary, world
+from ..lab import compare, plot, summary
 from . import UsageError
 
 EXAMPLE = "python -m minipeft compare --methods full lora --tasks elicit --seeds 1"

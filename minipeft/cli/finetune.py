@@ -9,10 +9,11 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from .. import chat
-from ..finetune import METHODS, Recipe, Run, Schedule, adapt, faster_dtype, finetune, place, report
-from ..run_files import (CURVES, REPORT, RUN, draw_curves, new_folder, read_settings, write_json)
-from ..smollm2 import load
+from ..llm import chat
+from ..llm.finetune import (METHODS, Recipe, Run, Schedule, adapt, faster_dtype, finetune, place,
+                            report)
+from ..llm.run_files import CURVES, REPORT, RUN, draw_curves, new_folder, read_settings, write_json
+from ..llm.smollm2 import load
 from . import UsageError
 
 EXAMPLE = ("python -m minipeft finetune --data data/tool_calls/train.jsonl --method lora "

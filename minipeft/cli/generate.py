@@ -3,9 +3,9 @@ from pathlib import Path
 
 import torch
 
-from ..chat import END, chat_text
-from ..run_files import load_trained
-from ..smollm2 import load
+from ..llm.chat import END, chat_text
+from ..llm.run_files import load_trained
+from ..llm.smollm2 import load
 from . import UsageError
 
 EXAMPLE = 'python -m minipeft generate "Wake me at 7:15 am" --adapter runs/tools --compare'

@@ -2,9 +2,9 @@
 import json
 from pathlib import Path
 
-from .. import memory, plot
 from ..adapter import nearest
 from ..gpt import PRESETS, GPTConfig
+from ..lab import memory, plot
 from . import UsageError
 
 EXAMPLE = "python -m minipeft memory --model llama-2-7b --method qlora --r 16 --gpu 16"

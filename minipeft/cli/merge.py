@@ -1,9 +1,9 @@
 """`minipeft merge`: SmolLM2 with an adapter in its weights, as a folder that transformers loads."""
 from pathlib import Path
 
+from ..llm.run_files import WEIGHTS, load_trained, new_folder, write_weights
+from ..llm.smollm2 import load, write_transformers_files
 from ..peft_model import PeftModel
-from ..run_files import WEIGHTS, load_trained, new_folder, write_weights
-from ..smollm2 import load, write_transformers_files
 
 EXAMPLE = "python -m minipeft merge runs/tools --out runs/tools_merged"
 

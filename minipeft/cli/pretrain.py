@@ -5,7 +5,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from .. import pretrain
+from ..tiny_world import pretrain
 from . import UsageError
 
 EXAMPLE = "python -m minipeft pretrain --seed 3 --out /tmp/base"

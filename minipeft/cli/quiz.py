@@ -2,7 +2,7 @@
 import random
 import textwrap
 
-from ..questions import Question, questions
+from ..course.questions import Question, questions
 from . import UsageError
 
 EXAMPLE = "python -m minipeft quiz --group memory --count 5"

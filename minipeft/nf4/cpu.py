@@ -10,6 +10,7 @@ torch.get_num_threads() threads. The first call compiles (seconds, `python -m mi
 says how many); later processes load the result from __pycache__. It is one file because Numba
 compiles anew when a kernel's own file changes, and sees no other.
 """
+from itertools import pairwise
 from threading import Thread
 
 import numpy as np
@@ -74,7 +75,7 @@ def share_out(kernel, n_parts: int, weights_a_part: int, *arrays) -> None:
     """
     n_threads = min(torch.get_num_threads(), n_parts * weights_a_part // WEIGHTS_A_THREAD) or 1
     edges = [n_parts * i // n_threads for i in range(n_threads + 1)]
-    threads = [Thread(target=kernel, args=(*ends, *arrays)) for ends in zip(edges[1:], edges[2:])]
+    threads = [Thread(target=kernel, args=(*ends, *arrays)) for ends in pairwise(edges[1:])]
     for thread in threads:
         thread.start()
     kernel(0, edges[1], *arrays)

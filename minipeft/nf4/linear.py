@@ -158,7 +158,7 @@ def quantize_model(model: nn.Module, blocksize: int = 64, double_quant: bool = T
     while linears:
         paths, linear = linears.pop(0)      # our reference to the old weight ends with this round
         layer = NF4Linear.from_linear(linear, blocksize, double_quant)
-        replace_modules(model, {path: layer for path in paths})
+        replace_modules(model, dict.fromkeys(paths, layer))
     return model
 
 

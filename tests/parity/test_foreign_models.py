@@ -103,7 +103,7 @@ def test_gradients_on_other_peoples_models_are_theirs(case, tmp_path, compare):
 
 def test_qlora_works_on_them_and_merges_into_plain_layers(case, compare):
     """GPT-2's Conv1D is no nn.Linear and stays as it is."""
-    name, model, _, attention = case
+    name, model, *_ = case
     heads = {"Llama": "lm_head", "OPT": "lm_head", "BERT": "pooler.dense", "GPT-2": "lm_head"}
     if name == "GPT-2":
         with pytest.raises(ValueError, match="needs a model that holds nn.Linear"):

@@ -11,8 +11,7 @@ import peft
 import torch
 from safetensors.torch import load_file
 
-from minipeft import (LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig,
-                      get_peft_model)
+from minipeft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from minipeft.train import TrainConfig, train
 
 from .peers import IDS, MODELS, cross_entropy, loads_quietly, pair, to_dtype, twins

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from minipeft import PeftModel
-from minipeft.smollm2 import find_gguf, load
+from minipeft.llm.smollm2 import find_gguf, load
 
 from .peers import loads_quietly
 from .test_hf_peft import LM, hf_gradients, our_gradients, stir

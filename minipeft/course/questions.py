@@ -2,8 +2,8 @@
 import json
 from dataclasses import dataclass
 
-from .adapter import nearest
-from .pretrain import DATA
+from ..adapter import nearest
+from ..files import DATA
 
 QUESTIONS = DATA / "questions.json"
 

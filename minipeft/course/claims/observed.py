@@ -9,9 +9,9 @@ import statistics
 
 import torch
 
-from ..compare import LEARNING_RATES
-from ..peft_model import get_peft_model
-from ..summary import exact_match, forgetting, latency_overhead, measured
+from ...lab.compare import LEARNING_RATES
+from ...lab.summary import exact_match, forgetting, latency_overhead, measured
+from ...peft_model import get_peft_model
 from .claim import Value, exact, fact, within
 from .computed import QV8, all_linear, disturb, small_gpt, some_ids
 from .counts import GB, parameters, quantized_bytes, trained, training_flops

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .train import IGNORE, Batch
+from ..train import IGNORE, Batch
 
 END = "<|im_end|>"                   # of a turn; the model stops when it has said it
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"

@@ -10,14 +10,16 @@ from pathlib import Path
 
 import torch
 
-from .. import compare, world
-from ..gpt import GPT
-from ..lora import LoraConfig
-from ..peft_model import get_peft_model
-from ..pretrain import load_base
-from ..train import TrainConfig, evaluate, train
+from ...files import RESULTS
+from ...gpt import GPT
+from ...lab import compare
+from ...lora import LoraConfig
+from ...peft_model import get_peft_model
+from ...tiny_world.pretrain import load_base
+from ...tiny_world.tasks import TASKS
+from ...train import TrainConfig, evaluate, train
 
-STORED = Path(__file__).parents[2] / "benchmarks" / "results"
+STORED = RESULTS
 FILES = ("compare/compare.json", "claims.json")
 RANK_ONE_LR = 3e-3          # of LoRA with r = 1 on all linears
 ENERGY = 0.9                # share of an update's squared norm that its rank must hold
@@ -73,7 +75,7 @@ def matrices(model: GPT) -> dict[str, torch.Tensor]:
 
 def score(model, lr: float, progress) -> float:
     """Exact match after learning NOVEL at this rate."""
-    task, steps = world.TASKS["novel"], compare.STEPS["novel"]
+    task, steps = TASKS["novel"], compare.STEPS["novel"]
     train(model, task.batches(steps, compare.BATCH, 0), TrainConfig(lr=lr), steps, progress)
     return evaluate(model, task.prompts(compare.PROMPTS, "report"))[1]
 

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from .gpt import GPT
-from .nf4 import quantize_model
-from .peft_model import PeftModel
+from ..gpt import GPT
+from ..nf4 import quantize_model
+from ..peft_model import PeftModel
 
 RUN, CHECKPOINT, WEIGHTS = "run.json", "checkpoint.safetensors", "model.safetensors"
 REPORT, CURVES = "report.json", "curves.png"

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..gpt import GPT, GPTConfig
 from .chat import END
 from .gguf import GGUF
-from .gpt import GPT, GPTConfig
 
 try:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers

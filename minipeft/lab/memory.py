@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from .gpt import GPT, GPTConfig
-from .houlsby import HoulsbyConfig
-from .lora import LoraConfig
-from .measure import nbytes
-from .nf4 import NF4Linear, quantize_model
-from .peft_model import get_peft_model
-from .prefix import PrefixTuningConfig
-from .prompt import PromptTuningConfig
+from ..gpt import GPT, GPTConfig
+from ..houlsby import HoulsbyConfig
+from ..lora import LoraConfig
+from ..measure import nbytes
+from ..nf4 import NF4Linear, quantize_model
+from ..peft_model import get_peft_model
+from ..prefix import PrefixTuningConfig
+from ..prompt import PromptTuningConfig
 
 METHODS = ("full", "lora", "qlora", "prompt", "prefix", "houlsby")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -23,19 +23,19 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .adapter import check_choice, check_count
+from ..adapter import check_choice, check_count
+from ..gpt import GPT
+from ..houlsby import HoulsbyConfig
+from ..lora import LoraConfig
+from ..measure import synchronize
+from ..nf4 import quantize_model
+from ..peft_model import PeftModel, count_parameters, get_peft_model
+from ..prefix import PrefixTuningConfig
+from ..prompt import PromptTuningConfig
+from ..train import IGNORE, TrainConfig, answered_right, labelled_logits
 from .chat import Example, batch_plan, collate
-from .gpt import GPT
-from .houlsby import HoulsbyConfig
-from .lora import LoraConfig
-from .measure import synchronize
-from .nf4 import quantize_model
-from .peft_model import PeftModel, count_parameters, get_peft_model
-from .prefix import PrefixTuningConfig
-from .prompt import PromptTuningConfig
 from .run_files import read_checkpoint, save_trained, write_checkpoint
 from .shared_prefix import shared_logits
-from .train import IGNORE, TrainConfig, answered_right, labelled_logits
 
 # What each method adds, by its size (rank, or virtual tokens, or bottleneck): default size and rate
 METHODS = {"lora": (8, 1e-3), "qlora": (8, 1e-3), "prompt": (20, 5e-2), "prefix": (20, 5e-2),

@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from . import world
-from .gpt import GPT, GPTConfig
-from .train import TrainConfig, evaluate, train
+from ..files import DATA
+from ..gpt import GPT, GPTConfig
+from ..train import TrainConfig, evaluate, train
+from . import documents
 
-DATA = Path(__file__).parent.parent / "data"
 RECORD = "tiny_gpt.json"
 STEPS, ROWS, LENGTH = 1600, 32, 64    # of at most 3.3 M tokens
 RECIPE = TrainConfig(lr=3e-3, warmup_steps=60, flat=0.5, betas=(0.9, 0.95), weight_decay=0.05)
@@ -35,7 +35,8 @@ def pretrain(seed: int, steps: int = STEPS, progress=None) -> tuple[GPT, dict]:
         raise ValueError(f"pretrain wants at least 1 step, got {steps}")
     model = tiny_gpt(seed)
     start = time.perf_counter()
-    history = train(model, world.pretraining_batches(seed, ROWS, LENGTH), RECIPE, steps, progress)
+    batches = documents.pretraining_batches(seed, ROWS, LENGTH)
+    history = train(model, batches, RECIPE, steps, progress)
     seconds = time.perf_counter() - start
     model.load_state_dict(rounded(model.state_dict()))
     return model, {"steps": steps, "tokens": steps * ROWS * LENGTH, "seconds": round(seconds, 1),
@@ -59,8 +60,8 @@ def rounded(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def score(model: GPT) -> dict[str, dict[str, float]]:
     """Loss and best possible loss, in nats per token, by kind of document and for the mixture."""
     scores = {}
-    for kind in (None, *world.KINDS):
-        input_ids, labels, oracle = world.validation(kind)
+    for kind in (None, *documents.KINDS):
+        input_ids, labels, oracle = documents.validation(kind)
         scores[kind or "all"] = {"loss": evaluate(model, (input_ids, labels))[0], "oracle": oracle}
     return scores
 

@@ -11,7 +11,7 @@ import torch
 from IPython.display import Code, display
 from torch import Tensor
 
-from .plot import STYLE
+from ..figures import STYLE
 
 
 def start(seed: int = 0, threads: int = 1) -> None:
@@ -31,7 +31,7 @@ def check(name: str, ours, theirs, atol: float = 0.0) -> None:
     difference = largest_difference(ours, theirs)
     assert difference <= atol, f"{name}: the largest difference is {difference:.3g}, above {atol:g}"
     verdict = "equal, bitwise" if atol == 0 else f"equal within {atol:g}"
-    print(f"{name:<44} {str(tuple(ours.shape)):<16} {verdict}")
+    print(f"{name:<44} {tuple(ours.shape)!s:<16} {verdict}")
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:

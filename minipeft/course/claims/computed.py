@@ -4,14 +4,14 @@ import math
 import torch
 from torch import nn
 
-from ..adapter import Adapter
-from ..gpt import GPT, GPTConfig
-from ..houlsby import HoulsbyConfig
-from ..lora import LoraConfig, LoraLinear
-from ..nf4 import NF4Linear
-from ..peft_model import get_peft_model
-from ..prefix import PrefixAttention, PrefixTuningConfig
-from ..prompt import PromptTuningConfig
+from ...adapter import Adapter
+from ...gpt import GPT, GPTConfig
+from ...houlsby import HoulsbyConfig
+from ...lora import LoraConfig, LoraLinear
+from ...nf4 import NF4Linear
+from ...peft_model import get_peft_model
+from ...prefix import PrefixAttention, PrefixTuningConfig
+from ...prompt import PromptTuningConfig
 from .claim import Value, exact, fact, within
 from .counts import (GB, GiB, largest_below_one_percent, meta_gpt, parameters, planned,
                      quantized_bytes, share, trained)

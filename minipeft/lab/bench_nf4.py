@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
-from .measure import Timing, summary, synchronize
-from .nf4 import backend_for, dequantize_nf4, gemv, quantize_nf4
+from ..measure import Timing, summary, synchronize
+from ..nf4 import backend_for, dequantize_nf4, gemv, quantize_nf4
 
 try:
     import bitsandbytes.functional as bnb
@@ -144,7 +144,7 @@ def first_use() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         seconds = [float(subprocess.run(
             [sys.executable, "-c", FIRST_USE], env=os.environ | {"NUMBA_CACHE_DIR": folder},
-            cwd=Path(__file__).parents[1], check=True, capture_output=True, text=True).stdout)
+            cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True).stdout)
             for _ in range(2)]
     return dict(zip(("compiling", "cached"), seconds))
 

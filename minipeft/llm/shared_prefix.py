@@ -11,8 +11,8 @@ shared part's mask.)
 import torch
 from torch import Tensor, nn
 
-from .gpt import GPT, KVCache
-from .train import Batch, label_positions, labelled_logits
+from ..gpt import GPT, KVCache
+from ..train import Batch, label_positions, labelled_logits
 
 
 def shared_length(input_ids: Tensor, counted: Tensor) -> int:

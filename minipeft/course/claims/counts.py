@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from ..compare import nbytes_on_meta
-from ..gpt import GPT, GPTConfig
-from ..memory import Run, plan
-from ..nf4 import quantize_model
-from ..peft_model import get_peft_model
+from ...gpt import GPT, GPTConfig
+from ...lab.compare import nbytes_on_meta
+from ...lab.memory import Run, plan
+from ...nf4 import quantize_model
+from ...peft_model import get_peft_model
 
 GB, GiB = 1e9, 2**30
 

@@ -18,30 +18,31 @@ import statistics
 import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from . import world
-from .gpt import GPT, GPTConfig
-from .houlsby import HoulsbyConfig
-from .lora import LoraConfig
-from .measure import interleaved, training_bytes
-from .nf4 import quantize_model
-from .peft_model import PeftModel, count_parameters, get_peft_model
-from .prefix import PrefixTuningConfig
-from .pretrain import DATA, load_base, read_record
-from .prompt import PromptTuningConfig
-from .train import TrainConfig, batch_loss, evaluate, train
+from ..files import DATA
+from ..gpt import GPT, GPTConfig
+from ..houlsby import HoulsbyConfig
+from ..lora import LoraConfig
+from ..measure import interleaved, training_bytes
+from ..nf4 import quantize_model
+from ..peft_model import PeftModel, count_parameters, get_peft_model
+from ..prefix import PrefixTuningConfig
+from ..prompt import PromptTuningConfig
+from ..tiny_world import documents
+from ..tiny_world.pretrain import load_base, read_record
+from ..tiny_world.tasks import TASKS
+from ..train import TrainConfig, batch_loss, evaluate, train
+from .sources import sources
 
 STEPS = {"elicit": 60, "novel": 200}
 BATCH = 32                                      # examples a step
 PROMPTS = 256                                   # held-out prompts a score is taken on
-RUN_BY = ("gpt", "adapter", "grammar", "village", "world", "lora", "prompt", "prefix", "houlsby",
-          "peft_model", "train", "pretrain", "compare")          # what a run's result depends on
 KEPT = ("story", "facts", "ferry")              # kinds of document that no task redefines
 LEARNING_RATES = DATA / "learning_rates.json"   # made by `python -m minipeft compare --sweep`
 Progress = Callable[..., Iterable]              # as tqdm: (iterable, total=, desc=)
@@ -96,22 +97,21 @@ def base_seed(seed: int) -> int:
     return seed % len(read_record())
 
 
+@cache
 def code_hash() -> str:
-    """Of the sources that a run executes: this file and those on the floors below it."""
-    folder = Path(__file__).parent
-    sources = [folder / f"{name}.py" for name in RUN_BY] + sorted((folder / "nf4").glob("*.py"))
-    return hashlib.sha256(b"".join(p.read_bytes() for p in sources)).hexdigest()
+    """Of the sources that a run executes: this file and all that it imports."""
+    return hashlib.sha256(b"".join(p.read_bytes() for p in sources(Path(__file__)))).hexdigest()
 
 
 def kept_losses(model: nn.Module) -> dict[str, float]:
     """Loss on held-out pretraining documents, nats per token, by kind."""
-    return {kind: evaluate(model, world.validation(kind)[:2])[0] for kind in KEPT}
+    return {kind: evaluate(model, documents.validation(kind)[:2])[0] for kind in KEPT}
 
 
 def run(job: Job) -> dict:
     """Train one arm on one task and score it; a diverged run has loss None."""
     torch.manual_seed(job.seed)
-    arm, task = ARMS[job.arm], world.TASKS[job.task]
+    arm, task = ARMS[job.arm], TASKS[job.task]
     before = read_record()[str(base_seed(job.seed))]["validation"]      # scored when it was shipped
     model = adapted(arm, load_base(base_seed(job.seed)))
     frozen = {key: t.clone() for key, t in bare(model).items()}
@@ -222,7 +222,7 @@ def costs(methods: list[str], rounds: int, progress: Progress | None = None) -> 
     torch.set_num_threads(1)
     try:
         models = {arm: adapted(ARMS[arm], load_base(0)) for arm in methods}
-        batch = next(world.TASKS["novel"].batches(1, BATCH, 0))
+        batch = next(TASKS["novel"].batches(1, BATCH, 0))
         result = {arm: counted(model, batch) for arm, model in models.items()}
         steps = interleaved({arm: training_step(model, batch) for arm, model in models.items()},
                             rounds, progress=progress and partial(progress, desc="time a step"))
@@ -230,7 +230,7 @@ def costs(methods: list[str], rounds: int, progress: Progress | None = None) -> 
         ready |= {(arm, "merged"): adapted(ARMS[arm], load_base(0)).merge_and_unload().eval()
                   for arm in methods if isinstance(ARMS[arm].config, LoraConfig)}
         for rows in (1, 32):
-            ids, _ = world.pretraining_batch(0, 0, rows)                       # (rows, 64)
+            ids, _ = documents.pretraining_batch(0, 0, rows)                   # (rows, 64)
             timings = interleaved({key: forward(model, ids) for key, model in ready.items()},
                                   rounds, progress=progress and partial(
                                       progress, desc=f"time batch {rows}"))
@@ -320,6 +320,6 @@ def compare(methods: list[str], tasks: list[str], seeds: int, out: Path, workers
     results = dict(machine=machine(), seeds=seeds, methods=methods, tasks=tasks, steps=STEPS,
                    batch=BATCH, prompts=PROMPTS, runs=runs, costs=costs(methods, rounds, progress),
                    full_size={arm: at_full_size(ARMS[arm]) for arm in methods},
-                   floors={task: world.TASKS[task].floors for task in tasks})
+                   floors={task: TASKS[task].floors for task in tasks})
     write_json(out / "compare.json", results)
     return results

@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from .chat import batch_plan, collate, encode_example, read_jsonl
+from ..files import DATA
+from ..gpt import GPT, GPTConfig
+from ..llm.chat import batch_plan, collate, encode_example, read_jsonl
+from ..llm.shared_prefix import shared_logits
+from ..lora import LoraConfig
+from ..nf4 import quantize_model
+from ..peft_model import get_peft_model
 from .compare import machine, write_json
-from .gpt import GPT, GPTConfig
-from .lora import LoraConfig
-from .nf4 import quantize_model
-from .peft_model import get_peft_model
-from .pretrain import DATA
-from .shared_prefix import shared_logits
 
 TEXTS = DATA / "tool_calls" / "train.jsonl"
 ROWS, RANK, LR = 8, 8, 1e-3
@@ -41,7 +41,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 def make_inputs(folder: Path, steps: int) -> None:
     """Weights, batches and the common A, in files: neither side pays for reading the GGUF."""
-    from .smollm2 import load
+    from ..llm.smollm2 import load
     model, tokenizer = load()
     rows = [encode_example(messages, lambda text: tokenizer.encode(text).ids)
             for messages in read_jsonl(TEXTS)]
@@ -207,7 +207,7 @@ def measure(folder: str, dtype: str, four_bit: bool, turns) -> list[dict]:
 def worker(*job) -> Iterator[Callable]:
     """A function that asks a fresh process for "step 0", "peak" or "decode" and waits for the
     answer; OSError with what the process wrote to stderr if it ended instead."""
-    command = [sys.executable, "-m", "minipeft.bench_step", json.dumps(job)]
+    command = [sys.executable, "-m", "minipeft.lab.bench_step", json.dumps(job)]
     with (tempfile.TemporaryFile("w+") as errors,
           subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                            text=True) as process):

@@ -1,0 +1,6 @@
+"""Where the data lie."""
+from pathlib import Path
+
+CHECKOUT = Path(__file__).parent.parent
+DATA = CHECKOUT / "data"
+RESULTS = CHECKOUT / "benchmarks" / "results"      # of the reference runs
