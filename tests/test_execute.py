@@ -1,7 +1,13 @@
 """Notebooks executed in place: what is stored, what stays, and what is refused."""
 import base64
+import functools
 import io
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 from matplotlib.image import imread, imsave
@@ -115,16 +121,11 @@ def test_what_fails_or_warns_leaves_the_file_as_it_was(source, metadata, message
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
-def test_ctrl_c_leaves_the_file_as_it_was(tmp_path):
-    def interrupted(cells):
-        yield cells[0]
-        raise KeyboardInterrupt
-
-    path = notebook(tmp_path / "n.ipynb", ["print(1)"], ["print(2)"])
-    before = path.read_bytes()
-    with pytest.raises(KeyboardInterrupt):
-        execute(path, interrupted)
-    assert path.read_bytes() == before
+def test_a_kernel_that_does_not_start_ends_with_one_line(tmp_path, monkeypatch):
+    spec = {"argv": [sys.executable, "-c", "pass"], "display_name": "none", "language": "python"}
+    monkeypatch.setattr(executing, "get_kernel_dict", lambda: spec)
+    with pytest.raises(ValueError, match=r"^n.ipynb: no kernel \(.*\); try: python -m ipykernel"):
+        execute(notebook(tmp_path / "n.ipynb", ["print(1)"]))
 
 
 @pytest.mark.parametrize("text, message", [
@@ -162,6 +163,26 @@ def test_the_command_says_which_cells_changed_and_ends_at_the_first_failure(cour
     assert err.splitlines()[-1].endswith("minipeft notebooks: 01_bad.ipynb, In [1] (cell-001) "
                                          "raised ZeroDivisionError: division by zero; mend the "
                                          "cell: the file is as it was")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="no SIGINT to a child there")
+def test_ctrl_c_leaves_the_file_as_it_was_and_says_one_line(course):
+    path = notebook(course / "00_good.ipynb", ["from pathlib import Path\n", "import time\n",
+                                               "Path('started').touch()\n", "time.sleep(100)"])
+    before = path.read_bytes()
+    code = (f"import sys; from pathlib import Path; from minipeft.__main__ import main; "
+            f"from minipeft.cli import notebooks; notebooks.NOTEBOOKS = Path({str(course)!r}); "
+            f"sys.exit(main(['notebooks', '--execute', '0']))")
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True,
+                               preexec_fn=functools.partial(signal.signal, signal.SIGINT,
+                                                            signal.SIG_DFL))
+    deadline = time.time() + 60
+    while not (course / "started").exists() and time.time() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and err.endswith("\nminipeft notebooks: interrupted\n")
+    assert path.read_bytes() == before and not list(course.glob("*.part"))
 
 
 def test_an_unknown_notebook_is_refused_with_the_known_ones(course, capsys):

@@ -11,7 +11,9 @@ import base64
 import copy
 import io
 import json
+import logging
 import os
+import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -75,16 +77,19 @@ def read(path: Path, text: str) -> dict:
 def run_cells(notebook: nbformat.NotebookNode, path: Path, progress) -> None:
     """Execute the code cells in turn; ValueError says which one failed, and how."""
     client = NotebookClient(notebook, timeout=CELL_SECONDS, kernel_manager_class=ThisPython,
-                            extra_arguments=["--log-level=ERROR"], force_raise_errors=True,
-                            record_timing=False)
-    code = [(i, cell) for i, cell in enumerate(notebook.cells) if cell.cell_type == "code"]
+                            force_raise_errors=True, record_timing=False)
+    code = [(i, cell) for i, cell in enumerate(notebook.cells)
+            if cell.cell_type == "code" and cell.source.strip()]
     try:
-        with client.setup_kernel(cwd=str(path.parent)):
+        with client.setup_kernel(cwd=str(path.parent), stderr=subprocess.DEVNULL):   # its own log
             for count, (index, cell) in enumerate(progress(code), start=1):
                 failure = run_cell(client, cell, index, count)
                 if failure:
                     raise ValueError(f"{path.name}, In [{count}] ({cell.id}) {failure}; mend the "
                                      f"cell: the file is as it was")
+    except KeyboardInterrupt:
+        logging.getLogger("asyncio").disabled = True       # it would report the unfinished cell
+        raise
     except RuntimeError as error:
         raise ValueError(f"{path.name}: no kernel ({error}); try: "
                          f"python -m ipykernel_launcher --version") from None
@@ -135,7 +140,6 @@ def with_outputs(raw: dict, executed: dict, changed: set[str]) -> str:
     """The notebook's file with the new outputs of the changed cells; all else is that of `raw`."""
     for cell, new in zip(raw["cells"], executed["cells"]):
         cell["metadata"].pop("execution", None)            # JupyterLab's clock
-        cell["source"] = "".join(cell["source"]).splitlines(keepends=True)
         if cell["cell_type"] == "code":
             cell["execution_count"] = new["execution_count"]
             if cell["id"] in changed:
