@@ -10,7 +10,8 @@ import pytest
 from minipeft.__main__ import main, parser
 from minipeft.cli import COMMANDS
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+PAGES = "".join((Path(__file__).parent.parent / name).read_text(encoding="utf-8")
+                for name in ("README.md", "CONTRIBUTING.md"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -23,9 +24,10 @@ def test_every_command_has_a_help_text_with_an_example_that_parses(command, caps
     parser(example.split()).parse_args(example.split())
 
 
-@pytest.mark.parametrize("line", re.findall(r"^ *python -m minipeft (.*?)(?: +#.*)?$", README,
-                                            flags=re.MULTILINE))
-def test_the_commands_of_the_readme_parse(line):
+@pytest.mark.parametrize("line", re.findall(r"^ *python -m minipeft (.*?)(?: +#.*)?$", PAGES,
+                                            flags=re.MULTILINE)
+                         + re.findall(r"`python -m minipeft ([^`>]*)", PAGES))
+def test_the_commands_of_the_readme_and_of_contributing_parse(line):
     argv = shlex.split(line)
     assert argv[0] in COMMANDS
     parser(argv).parse_args(argv)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from minipeft.cli import finetune
 
@@ -40,9 +41,30 @@ def test_a_table_replaces_only_what_stands_between_its_own_marks(maker):
 
 
 def test_links_lead_to_files():
-    for page in (ROOT / "README.md", ROOT / "benchmarks/RESULTS.md", ROOT / "notebooks/README.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md", "notebooks/README.md"):
+        page = ROOT / name
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert link.startswith("https://") or (page.parent / link).exists(), f"{page}: {link}"
+
+
+# What CONTRIBUTING.md names and other changes bring: they delete it here.
+COMING = {"minipeft/recipes.py", "RECIPES", "test-all"}
+
+
+def test_the_page_for_contributors_names_what_there_is():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    quoted = re.findall(r"`([^`\n]+)`", text)
+    files = set(re.findall(r"(?<![\w/])(?:\w+/)+[\w.]*", text))
+    names = {line for line in quoted if re.fullmatch("[A-Z]+", line)}
+    targets = {line.removeprefix("make ") for line in quoted if line.startswith("make ")}
+    assert len(files) > 20 and names > {"METHODS", "CASES"} and targets > {"lab", "test"}
+    code = "\n".join(path.read_text(encoding="utf-8") for folder in ("minipeft", "tests")
+                     for path in (ROOT / folder).rglob("*.py"))
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    lost = ({name for name in files if not (ROOT / name).exists()}
+            | {name for name in names if not re.search(rf"(?m)^{name} = ", code)}
+            | {name for name in targets if not re.search(rf"(?m)^{name}:", makefile)})
+    assert lost == COMING, "what is lost does not exist; what came is to be deleted from COMING"
 
 
 def test_the_python_example_prints_what_the_readme_says():
@@ -58,6 +80,13 @@ def test_every_notebook_and_room_is_on_the_map():
         assert path.name in README, path.name
     for door in (ROOT / "minipeft").glob("*/__init__.py"):
         assert f"| `minipeft/{door.parent.name}/` |" in README, door
+
+
+def test_the_picture_of_the_house_shows_the_present_house():
+    sys.path.insert(0, str(ROOT / "docs"))
+    house = importlib.import_module("house")
+    drawn = Image.open(house.PICTURE).text["Description"]
+    assert drawn == house.description(), "the house has changed; draw it: python docs/house.py"
 
 
 def test_the_transcript_of_the_language_model_is_that_of_the_stored_run(maker, capsys):
