@@ -7,7 +7,7 @@ ARGS ?=                # passed on: make compare ARGS="--quick"
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: compare test lab clean
+.PHONY: compare test lab notebooks clean
 
 compare: $(VENV)/ready
 	$(RUN) -m minipeft compare $(ARGS)
@@ -17,6 +17,9 @@ test: $(VENV)/ready
 
 lab: $(VENV)/ready
 	$(RUN) -m jupyter lab notebooks $(ARGS)
+
+notebooks: $(VENV)/ready
+	$(RUN) -m minipeft notebooks --execute $(ARGS)
 
 clean:
 	rm -rf $(VENV) results .pytest_cache .hypothesis minipeft.egg-info

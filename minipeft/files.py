@@ -11,6 +11,7 @@ from torch import Tensor
 
 CHECKOUT = Path(__file__).parent.parent
 DATA = CHECKOUT / "data"
+NOTEBOOKS = CHECKOUT / "notebooks"
 RESULTS = CHECKOUT / "benchmarks" / "results"      # of the reference runs
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     "memory": "plan a fine-tuning run: what will it take, and does it fit",
     "claims": "check every claim of the lesson: verdict, numbers, source, notebook",
     "quiz": "interview questions, one at a time, graded by yourself",
+    "notebooks": "list the notebooks and what each asks; with --execute, run them in place",
     "bench": "time the kernels beside the reference libraries",
 }
 
