@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from minipeft.cli import finetune
+pytest.importorskip("tokenizers", reason="tokenizers is the optional extra minipeft[llm]")
+from minipeft.cli import finetune  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
