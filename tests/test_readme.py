@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("tokenizers", reason="tokenizers is the optional extra minipeft[llm]")
 from minipeft.cli import finetune
 
 ROOT = Path(__file__).parent.parent
