@@ -18,13 +18,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-import matplotlib
 import torch
 from gpu import fits, kernels, latency, quality
 from tqdm import tqdm
 
-from minipeft.lab import bench_nf4, plot
-from minipeft.lab.compare import write_json
+from minipeft.figures import save_figure
+from minipeft.files import read_json, write_json
+from minipeft.lab import bench_nf4
 
 PARTS = {"fits": fits, "latency": latency, "kernels": kernels, "quality": quality}
 RESULTS = Path(__file__).parent / "results"
@@ -78,7 +78,7 @@ def measure_part(name: str, folder: Path, smoke: bool) -> dict:
     part, path = PARTS[name], folder / f"{name}.json"
     results = {"smoke": smoke, "machine": machine(smoke), "cases": {}}
     if path.exists():
-        results = json.loads(path.read_text(encoding="utf-8"))
+        results = read_json(path)
     cases, where = (part.SMOKE, "cpu") if smoke else (part.CASES, "cuda")
     missing = {title: case for title, case in cases.items()
                if results["cases"].get(title, {}).get("settings") != settings(case)}
@@ -91,11 +91,7 @@ def measure_part(name: str, folder: Path, smoke: bool) -> dict:
 
 
 def draw(name: str, results: dict, folder: Path) -> Path:
-    part = folder / f"{name}.png.part"
-    with matplotlib.rc_context(plot.STYLE):
-        PARTS[name].figure(results).savefig(part, format="png")
-    os.replace(part, folder / f"{name}.png")
-    return folder / f"{name}.png"
+    return save_figure(lambda: PARTS[name].figure(results), folder / f"{name}.png")
 
 
 def main(argv: list[str] | None = None) -> int:

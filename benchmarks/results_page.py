@@ -4,13 +4,13 @@ tests/test_readme.py fails when the page, or a table in README.md, is not what t
 """
 import functools
 import json
-import os
 from pathlib import Path
 
 import tool_calls
 from gpu import fits, kernels, latency, quality
 
 from minipeft.cli.compare import report
+from minipeft.files import write_text
 from minipeft.lab import bench_nf4, bench_step, summary
 
 FOLDER = Path(__file__).parent
@@ -150,12 +150,6 @@ def between(text: str, start: str, content: str) -> str:
     return f"{before}{start}{content}\n{END}{after}"
 
 
-def write(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
-
 if __name__ == "__main__":
-    write(FOLDER / "RESULTS.md", page())
-    write(README, readme(README.read_text(encoding="utf-8")))
+    write_text(FOLDER / "RESULTS.md", page())
+    write_text(README, readme(README.read_text(encoding="utf-8")))

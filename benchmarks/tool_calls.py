@@ -25,20 +25,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
 import torch
 from tqdm import tqdm
 
-from minipeft.figures import LOOKS, STYLE, new_figure
+from minipeft.figures import look, new_figure, save_figure
+from minipeft.files import write_json
 from minipeft.gpt import KVCache
 from minipeft.lab.compare import machine
 from minipeft.llm.chat import END, chat_text, collate, encode_example, read_jsonl
-from minipeft.llm.finetune import METHODS, Recipe, accumulate, adapt, faster_dtype, validate
-from minipeft.llm.run_files import REPORT, load_trained, write_json
+from minipeft.llm.finetune import RunRecipe, faster_dtype, parts, validate
+from minipeft.llm.run_files import REPORT, load_trained
 from minipeft.llm.shared_prefix import gpt_of, shared_logits
 from minipeft.llm.smollm2 import load
 from minipeft.measure import nbytes
-from minipeft.train import answered_right
+from minipeft.recipes import RECIPES
+from minipeft.train import accumulate, answered_right
 
 DATA = Path(__file__).parent.parent / "data" / "tool_calls"
 SCORE, RESULTS = "score.json", "comparison.json"
@@ -47,8 +48,6 @@ SCORE, RESULTS = "score.json", "comparison.json"
 GRID = {"lora": (3e-4, 1e-3, 3e-3), "qlora": (3e-4, 1e-3, 3e-3, 1e-2),
         "houlsby": (3e-4, 1e-3, 3e-3, 1e-2), "prompt": (2e-2, 5e-2, 1e-1, 3e-1),
         "prefix": (1e-2, 5e-2, 1e-1, 2e-1), "full": (2e-5, 5e-5, 2e-4, 5e-4)}
-LABELS = {"full": "FFT", "lora": "LoRA", "qlora": "QLoRA", "prompt": "Prompt", "prefix": "Prefix",
-          "houlsby": "Houlsby"}
 
 
 # Scores
@@ -178,9 +177,10 @@ def costs(dtype: str, rounds: int = 5) -> dict[str, dict]:
     examples = [encode_example(messages, lambda t: tokenizer.encode(t).ids)
                 for messages in read_jsonl(DATA / "train.jsonl")[:8]]
     found, steps = {}, {}
-    for method in LABELS:
-        recipe = Recipe(method, *METHODS[method], "float32" if method == "full" else dtype)
-        model = adapt(load()[0], recipe).train()
+    for method, usual in RECIPES.items():
+        recipe = RunRecipe(method, usual.llm_size, usual.llm_lr,
+                           dtype if usual.config else "float32")
+        model = recipe.adapt(load()[0]).train()
         trained = [p for p in model.parameters() if p.requires_grad]
         found[method] = {"weights": nbytes([*model.parameters(), *model.buffers()]),
                          "training": 3 * nbytes(trained), "seconds": []}
@@ -188,7 +188,7 @@ def costs(dtype: str, rounds: int = 5) -> dict[str, dict]:
     for number in range(1 + rounds):                                 # the first warms up
         for method, (model, optimizer) in steps.items():
             start = time.perf_counter()
-            accumulate(model, examples, len(examples))
+            accumulate(model, parts(examples, len(examples)), shared_logits)
             optimizer.step()
             optimizer.zero_grad()
             found[method]["seconds"] += [time.perf_counter() - start] if number else []
@@ -261,8 +261,7 @@ def collect(jobs: list[Job], out: Path, about: dict) -> dict:
                        "runs": runs}
     write_json(out / RESULTS, results)
     if any(run["test"] for run in runs):
-        with matplotlib.rc_context(STYLE):
-            figure(results).savefig(out / "comparison.png")
+        save_figure(lambda: figure(results), out / "comparison.png")
     return results
 
 
@@ -319,12 +318,12 @@ def table(results: dict) -> str:
     lines = [f"{results['steps']} steps of 8 examples; {results['rule']}",
              f"{'':<9}{'trained':>12}{'MB':>6}{'s/step':>8}{'rate':>8}{'n':>3}"
              f"{'exact match %':>15}{'test loss':>15}{'English, nats':>15}"]
-    for method in LABELS:
+    for method, usual in RECIPES.items():
         runs, cost = scored(results, method), results["costs"][method]
         if runs:
             exact, loss, english_ = ([run["test"][key] for run in runs]
                                      for key in ("exact_match", "loss", "english"))
-            lines.append(f"{LABELS[method]:<9}{runs[0]['trained']:>12,}"
+            lines.append(f"{usual.label:<9}{runs[0]['trained']:>12,}"
                          f"{(cost['weights'] + cost['training']) / 1e6:>6.0f}"
                          f"{statistics.median(cost['seconds']):>8.2f}{runs[0]['lr']:>8g}"
                          f"{len(runs):>3}{spread([100 * e for e in exact], 1):>15}"
@@ -353,13 +352,13 @@ def figure(results: dict):
     """Exact match, and what general English costs, a mark for each seed."""
     fig, axes = new_figure(2, figsize=(9.0, 3.6))
     base = results["base"]["english"]
-    for i, method in enumerate(LABELS):
-        look = {**LOOKS[method], "linestyle": "none"}
+    for i, method in enumerate(RECIPES):
+        style = {**look(method), "linestyle": "none"}
         for run in scored(results, method):
-            axes[0].plot(i, 100 * run["test"]["exact_match"], **look)
-            axes[1].plot(i, run["test"]["english"] - base, **look)
+            axes[0].plot(i, 100 * run["test"]["exact_match"], **style)
+            axes[1].plot(i, run["test"]["english"] - base, **style)
     for ax in axes:
-        ax.set_xticks(range(len(LABELS)), list(LABELS.values()))
+        ax.set_xticks(range(len(RECIPES)), [recipe.label for recipe in RECIPES.values()])
     shots = max(shot["right"] / shot["n"] for shot in results["base"]["shots"])
     axes[0].axhline(100 * shots, color="0.4", linestyle="--", linewidth=1)
     axes[0].text(0.99, 100 * shots + 2, "base, few-shot", ha="right", fontsize=8, color="0.3",
@@ -391,7 +390,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args()
     if args.what == "compare":
-        quick = {method: (METHODS[method][1],) for method in GRID}
+        quick = {method: (RECIPES[method].llm_lr,) for method in GRID}
         print(table(compare(args.out / "quick", 20, 40, quick, 1) if args.quick else
                     compare(args.out, args.steps, args.n, GRID, args.seeds)))
     elif args.what == "base":

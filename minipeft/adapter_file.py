@@ -3,20 +3,20 @@
     adapter_config.json           what to build
     adapter_model.safetensors     the tensors to put into it
 
-Both are written under temporary names and renamed. Reading is strict: what we would load with
+Both are written whole or not at all. Reading is strict: what we would load with
 another function than it was saved with is refused.
 """
 import json
-import os
 import warnings
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from .adapter import AdapterSet, nearest
+from .files import read_json, replacing, save_tensors
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."        # PEFT's model, its tuner, then the user's module path
@@ -60,17 +60,11 @@ def write(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
         raise NotADirectoryError(f"an adapter is saved into a folder, but {folder} is a file")
     if any(t.is_meta for t in tensors.values()):
         raise ValueError("the adapter is on the meta device: it has shapes, but no numbers to save")
-    tensors = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    config_part, tensors_part = folder / (CONFIG + ".part"), folder / (TENSORS + ".part")
-    try:
-        config_part.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
-        save_file(tensors, tensors_part, metadata={"format": "pt"})
-        os.replace(tensors_part, folder / TENSORS)
-        os.replace(config_part, folder / CONFIG)
-    finally:
-        config_part.unlink(missing_ok=True)
-        tensors_part.unlink(missing_ok=True)
+    with replacing(folder / CONFIG) as config_part, replacing(folder / TENSORS) as tensors_part:
+        config_part.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n",
+                               encoding="utf-8")
+        save_tensors(tensors_part, tensors, {"format": "pt"})
 
 
 def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
@@ -86,16 +80,10 @@ def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
             there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
             raise FileNotFoundError(f"{folder} holds no {name}; it holds {there}")
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        tensors = load_file(folder / TENSORS)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{folder / CONFIG} is not valid JSON: {error}") from error
+        return read_json(folder / CONFIG), load_file(folder / TENSORS)
     except SafetensorError as error:
         raise ValueError(f"{folder / TENSORS} is truncated or no safetensors file: "
                          f"{error}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{folder / CONFIG} must hold an object, got {type(config).__name__}")
-    return config, tensors
 
 
 def known_fields(config: dict, fields: set[str], init_fields: set[str], where: Path) -> dict:

@@ -1,5 +1,11 @@
 """One look for every figure: fixed sizes, units on the axes, readable in greyscale."""
+from collections.abc import Callable
+from pathlib import Path
+
+import matplotlib
 from matplotlib.figure import Figure
+
+from .files import replacing
 
 STYLE = {
     "figure.figsize": (7.2, 4.0), "figure.dpi": 110, "savefig.dpi": 110, "font.size": 10,
@@ -24,6 +30,18 @@ def new_figure(columns: int = 1, **size) -> tuple[Figure, list]:
     """A figure with `columns` axes side by side, drawn without a display."""
     fig = Figure(**size)
     return fig, list(fig.subplots(1, columns, squeeze=False)[0])
+
+
+def look(method: str) -> dict:
+    """A method's colour, marker and line; those without a look of their own share one."""
+    return LOOKS.get(method, dict(color="#6b6b6b", marker="X", linestyle="-"))
+
+
+def save_figure(draw: Callable[[], Figure], path: Path) -> Path:
+    """Draw in the one look and write a PNG; returns its path."""
+    with matplotlib.rc_context(STYLE), replacing(path) as part:
+        draw().savefig(part, format="png")
+    return path
 
 
 def stacked_bars(ax, names: list[str], parts: dict[str, list[float]]) -> None:

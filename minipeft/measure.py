@@ -39,13 +39,25 @@ class TrainingBytes:
         return sum(asdict(self).values())
 
 
-def saved_activations(model: nn.Module, batch: Batch) -> tuple[int, Tensor]:
-    """(bytes that autograd keeps for the backward pass, the loss)."""
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of parameters and buffers, tied ones once; also on the meta device."""
+    return nbytes([*model.parameters(), *model.buffers()])
+
+
+def saved_tensors(model: nn.Module, forward: Callable) -> tuple[list[Tensor], object]:
+    """(what autograd keeps for the backward pass of `forward()`, what that returned); the model's
+    own parameters and buffers are left out."""
     held = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
     saved = []      # the tensors themselves, so that no storage is freed and its address reused
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        loss = batch_loss(model, batch)
-    return nbytes(t for t in saved if t.untyped_storage()._cdata not in held), loss
+        result = forward()
+    return [t for t in saved if t.untyped_storage()._cdata not in held], result
+
+
+def saved_activations(model: nn.Module, batch: Batch) -> tuple[int, Tensor]:
+    """(bytes that autograd keeps for the backward pass, the loss)."""
+    saved, loss = saved_tensors(model, lambda: batch_loss(model, batch))
+    return nbytes(saved), loss
 
 
 def training_bytes(model: nn.Module, batch: Batch) -> TrainingBytes:
@@ -58,8 +70,7 @@ def training_bytes(model: nn.Module, batch: Batch) -> TrainingBytes:
     optimizer.step()
     moments = [t for state in optimizer.state.values() for t in state.values() if t.ndim]
     optimizer.zero_grad()
-    return TrainingBytes(nbytes([*model.parameters(), *model.buffers()]), gradients,
-                         nbytes(moments), activations)
+    return TrainingBytes(weight_bytes(model), gradients, nbytes(moments), activations)
 
 
 @dataclass(frozen=True)

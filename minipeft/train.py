@@ -1,16 +1,22 @@
-"""One training loop for every method: it trains whatever has `requires_grad`.
+"""One training step for every method and model: it trains whatever has `requires_grad`.
 
-    loss = mean over labelled positions of -log p(label | the tokens before it)
+    loss = sum over a step's labelled tokens of -log p(token | the tokens before it) / their number
 
 A batch is (input_ids, labels), both (B, T) int64, under HuggingFace's convention: labels are not
 shifted, and -100 marks a position whose prediction does not count.
+
+The gradient of that sum may be collected over several forward passes and several processes (as
+torchrun starts them): each takes some parts of the step, and the sums of gradients are the gradient
+of the sum.
 """
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -98,6 +104,83 @@ def evaluate(model: nn.Module, batch: Batch) -> tuple[float, float]:
     return F.cross_entropy(logits.float(), targets).item(), right.float().mean().item()
 
 
+# Processes
+
+
+def place() -> tuple[int, int]:
+    """(this process's number, how many there are)."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def summed(values: Tensor) -> Tensor:
+    """The sum over the processes, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(values)
+    return values
+
+
+def reduce_gradients(parameters: list[nn.Parameter]) -> None:
+    """Each gradient becomes its sum over the processes, all of them in one message.
+
+    Only what is trained has a gradient: this is where an adapter saves the network's time.
+    """
+    if dist.is_initialized():
+        flat = summed(torch.cat([p.grad.flatten() for p in parameters]))
+        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
+            parameter.grad.copy_(part.view_as(parameter))
+
+
+# A step
+
+
+def accumulate(model: nn.Module, parts: list[Batch],
+               logits_of: Callable = labelled_logits) -> float:
+    """Add the gradient of a step's loss to .grad; the loss, in nats per labelled token.
+
+    parts: this process's share of the step, a forward pass each
+    """
+    device = parts[0][0].device
+    n_labelled = summed(sum((label_positions(labels)[0].sum() for _, labels in parts),
+                            torch.zeros((), dtype=torch.long, device=device)))
+    if not n_labelled:
+        raise ValueError(f"a step wants labelled tokens, got none in {len(parts)} batches: every "
+                         f"label is {IGNORE}, or stands at a row's first position")
+    total = torch.zeros((), device=device)
+    for part in parts:
+        logits, targets = logits_of(model, part)
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum") / n_labelled
+        loss.backward()
+        total += loss.detach()
+    return summed(total).item()
+
+
+def train_step(model: nn.Module, parts: list[Batch], optimizer: torch.optim.Optimizer,
+               config: TrainConfig, step: int, steps: int,
+               logits_of: Callable = labelled_logits) -> tuple[float, float]:
+    """AdamW step number `step` of `steps`; (loss, norm of the gradient before clipping).
+
+    FloatingPointError, before anything has changed, if loss or norm is not finite.
+    """
+    (group,) = optimizer.param_groups
+    group["lr"] = config.lr_at(step, steps)
+    loss = accumulate(model, parts, logits_of)
+    reduce_gradients(group["params"])
+    norm = nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm).item()
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        optimizer.zero_grad()
+        raise FloatingPointError(
+            f"step {step + 1}: the loss is {loss}, the gradient's norm {norm}; try a learning rate "
+            f"below {config.lr:g}")
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss, norm
+
+
+def adamw(parameters: Iterable[nn.Parameter], config: TrainConfig) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas,
+                             weight_decay=config.weight_decay)
+
+
 def train(model: nn.Module, batches: Iterable[Batch], config: TrainConfig, steps: int,
           progress: Callable[[Iterable], Iterable] | None = None) -> History:
     """`steps` AdamW steps on what has `requires_grad`; `progress` may wrap the steps (tqdm).
@@ -109,29 +192,15 @@ def train(model: nn.Module, batches: Iterable[Batch], config: TrainConfig, steps
     if not parameters:
         raise ValueError("train wants a model with trainable parameters, got none with "
                          "requires_grad; adapt it with get_peft_model or unfreeze it")
-    optimizer = torch.optim.AdamW(parameters, lr=config.lr, betas=config.betas,
-                                  weight_decay=config.weight_decay)
-    history = History()
+    optimizer, history = adamw(parameters, config), History()
     model.train()
     numbered = zip(range(steps), batches)
     for step, batch in (progress(numbered) if progress else numbered):
-        optimizer.param_groups[0]["lr"] = config.lr_at(step, steps)
-        train_step(model, batch, optimizer, parameters, config, history)
+        start = time.perf_counter()
+        loss, norm = train_step(model, [batch], optimizer, config, step, steps)
+        history.loss.append(loss)
+        history.grad_norm.append(norm)
+        history.seconds.append(time.perf_counter() - start)
     if len(history.loss) < steps:
         raise ValueError(f"train wants {steps} batches, got {len(history.loss)}")
     return history
-
-
-def train_step(model, batch, optimizer, parameters, config: TrainConfig, history: History) -> None:
-    start = time.perf_counter()
-    loss = batch_loss(model, batch)
-    if not loss.isfinite():
-        raise FloatingPointError(f"the loss is {loss.item()} at step {len(history.loss)}; "
-                                 f"try a learning rate below {config.lr:g}")
-    loss.backward()
-    norm = nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-    optimizer.step()
-    optimizer.zero_grad()
-    history.loss.append(loss.item())
-    history.grad_norm.append(norm.item())
-    history.seconds.append(time.perf_counter() - start)

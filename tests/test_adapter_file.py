@@ -1,6 +1,7 @@
 """An adapter's two files: HuggingFace PEFT's keys and shapes, written whole or not at all."""
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from minipeft import (GPT, HoulsbyConfig, LoraConfig, PeftModel, PrefixTuningConfig,
-                      PromptTuningConfig, TaskType, adapter_file, get_peft_model)
+                      PromptTuningConfig, TaskType, files, get_peft_model)
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 LAYER = "base_model.model.model.layers.{}."
@@ -140,8 +141,8 @@ def fail(*args, **kwargs):
     raise OSError(28, "No space left on device")
 
 
-@pytest.mark.parametrize("owner, name", [(adapter_file, "save_file"), (os, "replace"),
-                                         (adapter_file.Path, "write_text")])
+@pytest.mark.parametrize("owner, name", [(files, "save_file"), (os, "replace"),
+                                         (Path, "write_text")])
 def test_a_failed_save_leaves_the_old_files(owner, name, model, tmp_path, monkeypatch):
     peft_model = get_peft_model(model, LoraConfig(r=4))
     peft_model.save_pretrained(tmp_path)

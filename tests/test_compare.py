@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from minipeft.lab import compare, summary
-from minipeft.lab.compare import ARMS, Job, at_full_size, choose, code_hash, costs, run, run_all
+from minipeft.lab.compare import Job, at_full_size, choose, code_hash, costs, run, run_all
 from minipeft.lab.sources import sources
+from minipeft.recipes import RECIPES
 
 QUICK = Job("lora", "elicit", 0, 1e-3, 2)
 
@@ -50,7 +51,7 @@ def test_the_key_of_a_run_depends_on_all_that_decides_it(monkeypatch):
     keys = {dataclasses.replace(QUICK, **{name: value}).key() for name, value in changes.items()}
     assert len(keys | {QUICK.key()}) == 7
     before = QUICK.key()
-    monkeypatch.setitem(ARMS, "lora", dataclasses.replace(ARMS["lora"], four_bit=True))
+    monkeypatch.setitem(RECIPES, "lora", dataclasses.replace(RECIPES["lora"], four_bit=True))
     assert QUICK.key() != before
     monkeypatch.undo()
     monkeypatch.setattr(compare, "code_hash", lambda: code_hash() + "x")
@@ -120,10 +121,10 @@ def test_the_choice_of_a_learning_rate(scores, chosen):
 def test_every_arm_has_a_stored_swept_rate_and_the_choice_follows_from_the_stored_runs():
     sweep = json.loads(compare.LEARNING_RATES.read_text())
     for task in compare.STEPS:
-        for arm in ARMS:
+        for arm in RECIPES:
             runs = [r for r in sweep["runs"] if (r["task"], r["arm"]) == (task, arm)]
-            assert sweep["chosen"][task][arm] == choose(runs) in ARMS[arm].grid
-            assert {r["lr"] for r in runs} == set(ARMS[arm].grid)
+            assert sweep["chosen"][task][arm] == choose(runs) in RECIPES[arm].grid
+            assert {r["lr"] for r in runs} == set(RECIPES[arm].grid)
             assert {r["split"] for r in runs} == {"sweep"}
 
 
@@ -131,7 +132,7 @@ def test_full_size_counts_are_those_by_hand():
     N, L, C, F = 6_738_415_616, 32, 4096, 11008
     n_linear = L * (4 * C * C + 3 * C * F)
     lora = L * 8 * (4 * 2 * C + 3 * (C + F))
-    full, adapter, four_bit = (at_full_size(ARMS[arm]) for arm in ("full", "lora", "qlora"))
+    full, adapter, four_bit = (at_full_size(arm) for arm in ("full", "lora", "qlora"))
     assert (full["trainable"], full["weights"]) == (N, 2 * N)
     assert full["gradients_and_optimizer"] == 14 * N
     assert adapter["trainable"] == four_bit["trainable"] == lora
@@ -140,9 +141,9 @@ def test_full_size_counts_are_those_by_hand():
     # codes, absmax, absmax2, mean
     nf4 = n_linear // 2 + blocks + 4 * (blocks // 256) + 7 * L * 4
     assert four_bit["weights"] == nf4 + 2 * (N - n_linear) + 4 * lora
-    assert at_full_size(ARMS["prompt"])["trainable"] == 16 * C
-    assert at_full_size(ARMS["prefix"])["trainable"] == 2 * L * 16 * C
-    assert at_full_size(ARMS["houlsby"])["trainable"] == 2 * L * (2 * 16 * C + 16 + C)
+    assert at_full_size("prompt")["trainable"] == 16 * C
+    assert at_full_size("prefix")["trainable"] == 2 * L * 16 * C
+    assert at_full_size("houlsby")["trainable"] == 2 * L * (2 * 16 * C + 16 + C)
 
 
 def test_costs_are_complete_and_leave_the_thread_count_alone():

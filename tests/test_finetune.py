@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from conftest import SMALL
 
 from minipeft import GPT
+from minipeft.files import write_json
 from minipeft.llm import chat
-from minipeft.llm.finetune import (METHODS, Recipe, Run, Schedule, accumulate, adapt, finetune,
-                                   report, validate)
-from minipeft.llm.run_files import load_trained, new_folder, read_checkpoint, write_json
+from minipeft.llm.finetune import Run, RunRecipe, Schedule, finetune, parts, report, validate
+from minipeft.llm.run_files import load_trained, new_folder, read_checkpoint
 from minipeft.peft_model import PeftModel
-from minipeft.train import IGNORE
+from minipeft.recipes import RECIPES
+from minipeft.train import IGNORE, accumulate
 
 
 def encode(text: str) -> list[int]:
@@ -43,11 +44,11 @@ def examples(n: int, seed: int = 0) -> list[chat.Example]:
 
 
 def started(folder: Path, method: str = "lora", lr: float = 1e-2, **schedule) -> Run:
-    recipe = Recipe(method, None if method == "full" else 2, lr)
+    recipe = RunRecipe(method, None if method == "full" else 2, lr)
     sizes = dict(steps=6, batch_size=4, micro_batch=4, every=2, patience=9) | schedule
     new_folder(folder) if not (folder / "run.json").exists() else None
     write_json(folder / "run.json", {"recipe": {"method": method}})
-    return Run(adapt(tiny(), recipe), recipe, Schedule(**sizes), folder)
+    return Run(recipe.adapt(tiny()), recipe, Schedule(**sizes), folder)
 
 
 def take(run: Run, steps: int = 99) -> dict:
@@ -134,10 +135,10 @@ def test_padding_changes_no_loss():
 
 
 def test_micro_batches_add_up_to_the_gradient_of_the_whole_batch():
-    whole, parts = tiny(), tiny()
-    a, b = accumulate(whole, examples(7), 7), accumulate(parts, examples(7), 2)
-    assert a[0] == pytest.approx(b[0], rel=1e-5) and a[1] == b[1]
-    for p, q in zip(whole.parameters(), parts.parameters()):
+    whole, cut = tiny(), tiny()
+    a = accumulate(whole, parts(examples(7), 7))
+    assert a == pytest.approx(accumulate(cut, parts(examples(7), 2)), rel=1e-5)
+    for p, q in zip(whole.parameters(), cut.parameters()):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-6)   # sums in another order
 
 
@@ -154,13 +155,14 @@ def test_exact_match_is_what_greedy_decoding_answers_without_a_fault():
 
 
 def test_recomputing_activations_changes_no_gradient():
-    kept, again = (adapt(tiny(), Recipe("lora", 2, 1e-3, recompute=r)) for r in (False, True))
-    assert accumulate(kept, examples(4), 4) == accumulate(again, examples(4), 4)
+    kept, again = (RunRecipe("lora", 2, 1e-3, recompute=r).adapt(tiny()) for r in (False, True))
+    batches = parts(examples(4), 4)
+    assert accumulate(kept, batches) == accumulate(again, batches)
     pairs = zip(kept.parameters(), again.parameters())
     assert all(torch.equal(p.grad, q.grad) for p, q in pairs if p.requires_grad)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RECIPES)
 def test_every_method_learns_is_kept_and_loads_as_it_was_at_its_best(method, tmp_path):
     run = started(tmp_path / "run", method, lr=3e-3 if method == "full" else 3e-2, steps=12)
     history = take(run)
@@ -172,12 +174,12 @@ def test_every_method_learns_is_kept_and_loads_as_it_was_at_its_best(method, tmp
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (("dora", 8, 1e-3), "method must be one of 'lora'"),
+    (("dora", 8, 1e-3), "method must be one of .*'lora'"),
     (("lora", 0, 1e-3), "size must be a whole"),
     (("full", None, 1e-3, "bfloat16"), "full fine-tuning wants dtype float32")])
 def test_an_impossible_recipe_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
-        Recipe(*arguments)
+        RunRecipe(*arguments)
 
 
 # Runs

@@ -16,6 +16,7 @@ from minipeft.nf4 import NF4Linear
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))        # where Python looks when a script there is run
 
+pytest.importorskip("tokenizers", reason="tokenizers is the optional extra minipeft[llm]")
 import gpu_evidence
 import results_page
 from gpu import fits, kernels, latency, quality, shapes

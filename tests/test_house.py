@@ -18,7 +18,7 @@ adapter  gpt  train  files
 lora  prompt  prefix  houlsby  nf4  measure  figures
 adapter_file
 peft_model
-tiny_world
+recipes  tiny_world
 llm
 lab
 course

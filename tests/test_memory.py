@@ -8,19 +8,17 @@ import torch.nn.functional as F
 from conftest import SMALL
 from torch.utils.checkpoint import checkpoint
 
-from minipeft import GPT, GPTConfig, get_peft_model, quantize_model
+from minipeft import GPT, GPTConfig
 from minipeft.__main__ import main
-from minipeft.lab.memory import METHODS, Run, adapter_config, advice, plan
+from minipeft.lab.memory import Run, advice, plan
 from minipeft.measure import nbytes, training_bytes
+from minipeft.recipes import RECIPES, adapt
 
 WIDE = replace(SMALL, hidden_size=64, intermediate_size=192, vocab_size=59)   # grouped-query heads
 
 
 def real_model(run: Run):
-    base = GPT(run.config)
-    base = quantize_model(base) if run.method == "qlora" else base
-    config = adapter_config(run)
-    return base if config is None else get_peft_model(base, config)
+    return adapt(GPT(run.config), run.method, run.r)
 
 
 def saved_for_backward(model, ids) -> int:
@@ -35,7 +33,7 @@ def saved_for_backward(model, ids) -> int:
 @pytest.mark.parametrize("config", [WIDE, replace(WIDE, num_key_value_heads=4),
                                     replace(WIDE, tie_word_embeddings=True)],
                          ids=["grouped", "all heads", "tied"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RECIPES)
 def test_the_plan_equals_what_a_real_step_allocates(method, config):
     run = Run(replace(config, num_hidden_layers=3), method, 4, 2, 11, "fp32")
     model, ids = real_model(run), torch.zeros(2, 11, dtype=torch.long)

@@ -124,7 +124,7 @@ def test_an_unknown_seed_and_a_broken_record_say_what_to_do(folder):
     with pytest.raises(ValueError, match="bases of seeds 0.* got 99; .*pretrain --seed 99"):
         load_base(99, folder)
     (folder / RECORD).write_text("{", encoding="utf-8")
-    with pytest.raises(ValueError, match="is not JSON"):
+    with pytest.raises(ValueError, match="is not valid JSON"):
         load_base(0, folder)
     (folder / RECORD).unlink()
     with pytest.raises(FileNotFoundError, match="no record of pretrained models"):

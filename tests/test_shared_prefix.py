@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from conftest import SMALL
 
 from minipeft import GPT
-from minipeft.llm.finetune import METHODS, Recipe, Run, Schedule, adapt
+from minipeft.llm.finetune import Run, RunRecipe, Schedule
 from minipeft.llm.shared_prefix import shared_length, shared_logits
+from minipeft.recipes import RECIPES
 from minipeft.train import IGNORE, label_positions, labelled_logits
 
 SHARED = 5
@@ -33,11 +34,11 @@ def seen_positions(model: GPT, of_batch) -> list[tuple[int, ...]]:
     return [tuple(shape) for shape in shapes]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", RECIPES)
 def test_logits_and_gradients_are_those_of_the_whole_batch(method):
     torch.manual_seed(0)
     size = None if method == "full" else 2
-    model = adapt(GPT(SMALL), Recipe(method, size, 1e-3)).double()
+    model = RunRecipe(method, size, 1e-3).adapt(GPT(SMALL)).double()
     with torch.no_grad():                         # B = 0 would leave nothing to compare
         for p in (p for p in model.parameters() if p.requires_grad):
             p.add_(torch.randn(p.shape, dtype=p.dtype) * 0.1)
@@ -73,8 +74,8 @@ def test_a_run_that_computes_activations_again_takes_the_same_step(tmp_path):
     losses = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        recipe = Recipe("lora", 2, 1e-2, recompute=recompute)
-        run = Run(adapt(GPT(SMALL), recipe), recipe, Schedule(steps=2), tmp_path)
+        recipe = RunRecipe("lora", 2, 1e-2, recompute=recompute)
+        run = Run(recipe.adapt(GPT(SMALL)), recipe, Schedule(steps=2), tmp_path)
         for _ in range(2):
             run.step([(ids, labels) for ids, labels in zip(*(t.tolist() for t in batch()))])
         losses.append(run.history["loss"])

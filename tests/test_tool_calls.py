@@ -11,6 +11,8 @@ from conftest import SMALL
 
 from minipeft import GPT
 
+pytest.importorskip("tokenizers", reason="tokenizers is the optional extra minipeft[llm]")
+
 FOLDER = Path(__file__).parent.parent / "data" / "tool_calls"
 spec = importlib.util.spec_from_file_location("generate", FOLDER / "generate.py")
 generate = importlib.util.module_from_spec(spec)

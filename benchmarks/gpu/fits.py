@@ -13,12 +13,12 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from minipeft import GPTConfig, get_peft_model
-from minipeft.lab import plot
-from minipeft.lab.memory import DTYPES, GiB, Run, adapter_config, plan
+from minipeft import GPTConfig, figures, get_peft_model
+from minipeft.lab.memory import DTYPES, GiB, Run, plan
 from minipeft.lab.summary import layout
 from minipeft.llm.finetune import recompute_activations
 from minipeft.measure import summary
+from minipeft.recipes import RECIPES
 from minipeft.train import batch_loss
 
 from .shapes import random_gpt, seconds
@@ -83,11 +83,11 @@ def set_cap(cap: float | None) -> dict:
 
 def adapted(run: Run, where: torch.device) -> torch.nn.Module:
     """The model of the plan, with memory behind it."""
-    model = random_gpt(run.config, DTYPES[run.dtype], where, run.method == "qlora")
+    recipe = RECIPES[run.method]
+    model = random_gpt(run.config, DTYPES[run.dtype], where, recipe.four_bit)
     if run.checkpointing:
         recompute_activations(model)
-    config = adapter_config(run)
-    return model if config is None else get_peft_model(model, config)
+    return get_peft_model(model, recipe.config(run.r)) if recipe.config else model
 
 
 def train_steps(case: Case, where: torch.device) -> dict:
@@ -130,8 +130,9 @@ def gib(n_bytes: float | None) -> str:
 
 def adapter_text(run: Run) -> str:
     dtype = {"bf16": "bfloat16", "fp32": "float32"}[run.dtype]
-    return (f"no adapter, {dtype}" if run.method == "full" else
-            f"float32 adapter on {'NF4 + DQ' if run.method == 'qlora' else dtype}")
+    recipe = RECIPES[run.method]
+    return (f"no adapter, {dtype}" if recipe.config is None else
+            f"float32 adapter on {'NF4 + DQ' if recipe.four_bit else dtype}")
 
 
 def table(results: dict) -> str:
@@ -153,10 +154,10 @@ def table(results: dict) -> str:
 def figure(results: dict) -> Figure:
     """Planned parts as a stacked bar, the measured peak as a mark, the cap as a line."""
     names = list(results["cases"])
-    fig, (ax,) = plot.new_figure(figsize=(3.0 + 0.9 * len(names), 4.6))
+    fig, (ax,) = figures.new_figure(figsize=(3.0 + 0.9 * len(names), 4.6))
     parts = {label: [sum(results["cases"][name]["planned"][kind] for kind in kinds) / GiB
                      for name in names] for label, kinds in DRAWN.items()}
-    plot.stacked_bars(ax, [name.replace(" ", "\n") for name in names], parts)
+    figures.stacked_bars(ax, [name.replace(" ", "\n") for name in names], parts)
     for i, name in enumerate(names):
         found, cap = results["cases"][name], (CASES | SMOKE)[name].cap
         if found["fits"] and "peak_allocated" in found:

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from matplotlib.figure import Figure
 
-from minipeft import GPTConfig
-from minipeft.lab import bench_nf4, plot
+from minipeft import GPTConfig, figures
+from minipeft.lab import bench_nf4
 from minipeft.lab.summary import layout
 from minipeft.nf4 import backend_for
 
@@ -140,8 +140,8 @@ def decoding_table(results: dict) -> str:
 
 def figure(results: dict) -> Figure:
     """Tokens per second by batch, a line a storage of the weights."""
-    fig, (ax,) = plot.new_figure()
-    for (name, found), look in zip(results["cases"].items(), [{}, *plot.LOOKS.values()]):
+    fig, (ax,) = figures.new_figure()
+    for (name, found), look in zip(results["cases"].items(), [{}, *figures.LOOKS.values()]):
         if "decoding" in found:
             batches = found["settings"]["batches"]
             rates = [tokens_per_second(found, rows) for rows in batches]

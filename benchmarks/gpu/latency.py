@@ -11,11 +11,10 @@ import torch
 from matplotlib.figure import Figure
 from torch import nn
 
-from minipeft import (GPTConfig, HoulsbyConfig, LoraConfig, PrefixTuningConfig, PromptTuningConfig,
-                      get_peft_model)
-from minipeft.lab import plot
+from minipeft import GPTConfig, figures, get_peft_model
 from minipeft.lab.memory import DTYPES
 from minipeft.lab.summary import layout
+from minipeft.recipes import RECIPES
 
 from .shapes import in_turn, milliseconds, random_gpt
 
@@ -46,10 +45,13 @@ SMOKE = {"2 x 16 fp32": Case(TINY, "fp32", 2, 16, 4, rounds=2)}
 
 def configs(case: Case) -> dict[str, object]:
     """What stands in the model, by the name of the row; None: nothing."""
-    lora = LoraConfig(r=8, target_modules="all-linear")
-    return {"base": None, "LoRA merged": lora, "LoRA": lora,
-            "Houlsby": HoulsbyConfig(case.bottleneck), "Prompt": PromptTuningConfig(20),
-            "Prefix": PrefixTuningConfig(20), "NF4 + DQ": None}
+    def made(method: str, size: int | None = None):
+        recipe = RECIPES[method]
+        return recipe.config(recipe.llm_size if size is None else size)
+
+    return {"base": None, "LoRA merged": made("lora"), "LoRA": made("lora"),
+            "Houlsby": made("houlsby", case.bottleneck), "Prompt": made("prompt"),
+            "Prefix": made("prefix"), "NF4 + DQ": None}
 
 
 def model_of(name: str, config, case: Case, where: torch.device) -> nn.Module:
@@ -101,7 +103,7 @@ def table(results: dict) -> str:
 def figure(results: dict) -> Figure:
     """Overhead of each model over the base; the error bar is the spread of its own rounds."""
     cases = results["cases"]
-    fig, axes = plot.new_figure(len(cases), figsize=(1.2 + 2.6 * len(cases), 4.2))
+    fig, axes = figures.new_figure(len(cases), figsize=(1.2 + 2.6 * len(cases), 4.2))
     for ax, (case, found) in zip(axes, cases.items()):
         base = found["seconds"]["base"]["median"]
         names = [name for name in found["seconds"] if name != "base"]
@@ -109,7 +111,7 @@ def figure(results: dict) -> Figure:
         spread = [[100 * abs(t["median"] - t[edge]) / base for t in times]
                   for edge in ("low", "high")]
         ax.bar(names, [overhead(found, name) for name in names], yerr=spread, capsize=3,
-               color=plot.COLOURS[2], edgecolor=plot.COLOURS[0])
+               color=figures.COLOURS[2], edgecolor=figures.COLOURS[0])
         ax.tick_params(axis="x", labelrotation=60, labelsize=8)
         ax.set_title(case + (" SMOKE" if results["smoke"] else ""), fontsize=9)
     axes[0].set_ylabel("% of the base's forward pass on top")

@@ -15,8 +15,11 @@ from pathlib import Path
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
+from minipeft import figures
+from minipeft.files import write_json
 from minipeft.lab import compare, plot
 from minipeft.lab.summary import exact_match, layout
+from minipeft.recipes import RECIPES
 from minipeft.tiny_world.pretrain import read_record
 
 TOOL_CALLS = Path(__file__).parents[1] / "tool_calls.py"
@@ -51,10 +54,10 @@ def one_run(case: World) -> dict:
 
 def measure_world(case: World, folder: Path) -> dict:
     """The sweep of learning rates again, and the comparison at the rates that are shipped."""
-    tasks, methods, workers = list(compare.STEPS), list(compare.ARMS), os.cpu_count()
+    tasks, methods, workers = list(compare.STEPS), list(RECIPES), os.cpu_count()
     progress = partial(tqdm, file=sys.stderr)
     found = compare.sweep(methods, tasks, case.seeds, folder / "runs", workers, progress)
-    compare.write_json(folder / "sweep.json", found)
+    write_json(folder / "sweep.json", found)
     (folder / "compare").mkdir(parents=True, exist_ok=True)
     results = compare.compare(methods, tasks, case.seeds, folder / "compare", workers,
                               progress=progress)
@@ -93,9 +96,9 @@ def table(results: dict) -> str:
 def figure(results: dict) -> Figure:
     """Every seed's score as a mark."""
     scores = results["cases"]["tiny world"].get("exact_match", {})
-    fig, (ax,) = plot.new_figure()
+    fig, (ax,) = figures.new_figure()
     for i, values in enumerate(scores.values()):
-        ax.plot([i] * len(values), [100 * value for value in values], "o", color=plot.COLOURS[1])
+        ax.plot([i] * len(values), [100 * value for value in values], "o", color=figures.COLOURS[1])
     ax.set_xticks(range(len(scores)), list(scores), rotation=60, fontsize=8)
     ax.set_ylabel("exact match, % (a mark a seed)")
     ax.set_title("Tiny world" + (" SMOKE, not evidence" if results["smoke"] else ""))

@@ -9,15 +9,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..files import write_json
 from ..lab import compare, plot, summary
+from ..recipes import RECIPES
 from . import UsageError
 
 EXAMPLE = "python -m minipeft compare --methods full lora --tasks elicit --seeds 1"
 
 
 def arguments(parser) -> None:
-    parser.add_argument("--methods", nargs="+", default=list(compare.ARMS), metavar="METHOD",
-                        help=f"of {', '.join(compare.ARMS)} (default: all; full always runs)")
+    parser.add_argument("--methods", nargs="+", default=list(RECIPES), metavar="METHOD",
+                        help=f"of {', '.join(RECIPES)} (default: all; full always runs)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK",
                         help=f"of {', '.join(compare.STEPS)} (default: all; with --quick novel)")
     parser.add_argument("--seeds", type=int, default=3, help="runs a method and task (default: 3)")
@@ -37,13 +39,13 @@ def run(args) -> None:
     check(args)
     start = time.perf_counter()
     progress = partial(tqdm, file=sys.stderr, dynamic_ncols=True)
-    methods = [arm for arm in compare.ARMS if arm in {"full", *args.methods}]
+    methods = [arm for arm in RECIPES if arm in {"full", *args.methods}]
     seeds = 1 if args.quick else args.seeds
     try:
         if args.sweep:
             found = compare.sweep(methods, args.tasks, seeds, args.out / "runs", args.workers,
                                   progress)
-            compare.write_json(compare.LEARNING_RATES, found)
+            write_json(compare.LEARNING_RATES, found)
             print(sweep_report(found))
             return
         results = compare.compare(methods, args.tasks, seeds, args.out, args.workers,
@@ -60,7 +62,7 @@ def run(args) -> None:
 
 
 def check(args) -> None:
-    for kind, known, given in (("method", compare.ARMS, args.methods),
+    for kind, known, given in (("method", RECIPES, args.methods),
                                ("task", compare.STEPS, args.tasks)):
         for name in given:
             if name not in known:
@@ -77,7 +79,7 @@ def sweep_report(found: dict) -> str:
     lines = []
     for task, chosen in found["chosen"].items():
         for arm, best in chosen.items():
-            for lr in compare.ARMS[arm].grid:
+            for lr in RECIPES[arm].grid:
                 runs = [r for r in found["runs"]
                         if (r["arm"], r["task"], r["lr"]) == (arm, task, lr)]
                 loss = statistics.mean(math.inf if r["loss"] is None else r["loss"] for r in runs)

@@ -9,11 +9,13 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from ..files import write_json
 from ..llm import chat
-from ..llm.finetune import (METHODS, Recipe, Run, Schedule, adapt, faster_dtype, finetune, place,
-                            report)
-from ..llm.run_files import CURVES, REPORT, RUN, draw_curves, new_folder, read_settings, write_json
+from ..llm.finetune import Run, RunRecipe, Schedule, faster_dtype, finetune, report
+from ..llm.run_files import CURVES, REPORT, RUN, draw_curves, new_folder, read_settings
 from ..llm.smollm2 import load
+from ..recipes import RECIPES
+from ..train import place
 from . import UsageError
 
 EXAMPLE = ("python -m minipeft finetune --data data/tool_calls/train.jsonl --method lora "
@@ -35,7 +37,7 @@ def arguments(parser) -> None:
     parser.add_argument("--resume", action="store_true",
                         help="continue the run in --out, with its settings, at its checkpoint")
     add("--model", "the model", choices=["smollm2"])
-    add("--method", "what is trained", choices=list(METHODS))
+    add("--method", "what is trained", choices=list(RECIPES))
     add("--size", "rank, virtual tokens or bottleneck (default: the method's)", type=int)
     add("--lr", "peak learning rate (default: the method's)", type=float)
     add("--steps", "AdamW steps", type=int)
@@ -66,11 +68,14 @@ def settings_of(args) -> dict:
         raise UsageError("--data is wanted: a file of JSON lines, for example "
                          "data/tool_calls/train.jsonl")
     new = {**DEFAULTS, **given}
-    size, lr = METHODS[new["method"]]
-    recipe = {"method": new["method"], "size": new["size"] or size, "lr": new["lr"] or lr,
+    usual = RECIPES[new["method"]]
+    recipe = {"method": new["method"],
+              "size": usual.llm_size if new["size"] is None else new["size"],
+              "lr": usual.llm_lr if new["lr"] is None else new["lr"],
               "dtype": new["dtype"], "recompute": new["recompute"], "seed": new["seed"]}
     schedule = {"steps": new["steps"], "batch_size": new["batch_size"],
-                "micro_batch": new["micro_batch"] or new["batch_size"], "every": new["every"],
+                "micro_batch": (new["batch_size"] if new["micro_batch"] is None
+                                else new["micro_batch"]), "every": new["every"],
                 "patience": new["patience"]}
     data = {"training": str(args.data), "max_length": new["max_length"],
             "validation": str(new["validation"]) if new["validation"] else None}
@@ -128,9 +133,10 @@ def prepare(args, settings: dict) -> tuple[Run, list, list]:
     model.to(device)
     recipe = settings["recipe"]
     if recipe["dtype"] == "auto":
-        recipe["dtype"] = "float32" if recipe["method"] == "full" else faster_dtype(model)
-    run = Run(adapt(model, Recipe(**recipe)), Recipe(**recipe), Schedule(**settings["schedule"]),
-              args.out)
+        every_weight = RECIPES[recipe["method"]].config is None
+        recipe["dtype"] = "float32" if every_weight else faster_dtype(model)
+    recipe = RunRecipe(**recipe)
+    run = Run(recipe.adapt(model), recipe, Schedule(**settings["schedule"]), args.out)
     settings["data"]["left_out"] = left_out
     settings["data"]["examples"] = [len(training), len(validation)]
     if args.resume:

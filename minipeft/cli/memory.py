@@ -1,10 +1,11 @@
 """`minipeft memory`: what will a fine-tuning run take, and does it fit?"""
-import json
 from pathlib import Path
 
 from ..adapter import nearest
+from ..files import read_json
 from ..gpt import PRESETS, GPTConfig
 from ..lab import memory, plot
+from ..recipes import RECIPES
 from . import UsageError
 
 EXAMPLE = "python -m minipeft memory --model llama-2-7b --method qlora --r 16 --gpu 16"
@@ -14,7 +15,7 @@ def arguments(parser) -> None:
     parser.add_argument("--model", required=True,
                         help=f"{', '.join(PRESETS)}, or the path of a config.json in HuggingFace's "
                              "Llama format")
-    parser.add_argument("--method", default="qlora", help=", ".join(memory.METHODS))
+    parser.add_argument("--method", default="qlora", help=", ".join(RECIPES))
     parser.add_argument("--r", type=int, default=8,
                         help="rank; for prompt and prefix virtual tokens, for houlsby bottleneck")
     parser.add_argument("--batch", type=int, default=1, help="sequences a step")
@@ -54,10 +55,7 @@ def read_config(model: str) -> GPTConfig:
                          f"{', '.join(PRESETS)}, or the path of a config.json")
     if not path.is_file():
         raise ValueError(f"no file {path}")
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    entries = read_json(path)
     fields = GPTConfig.__dataclass_fields__
     missing = [name for name in list(fields)[:5] if name not in entries]
     if missing:

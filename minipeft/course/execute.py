@@ -12,12 +12,13 @@ import copy
 import io
 import json
 import logging
-import os
 import subprocess
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from matplotlib.image import imread
+
+from ..files import write_text
 
 try:
     import nbformat
@@ -57,7 +58,7 @@ def execute(path: Path, progress: Callable[[Iterable], Iterable] = iter) -> list
                if comparable(old) != comparable(new)]
     new_text = with_outputs(raw, json.loads(nbformat.writes(fresh)), set(changed))
     if new_text != text:
-        write(path, new_text)
+        write_text(path, new_text)
     return changed
 
 
@@ -145,13 +146,3 @@ def with_outputs(raw: dict, executed: dict, changed: set[str]) -> str:
             if cell["id"] in changed:
                 cell["outputs"] = new["outputs"]
     return json.dumps(raw, indent=1, ensure_ascii=False) + "\n"
-
-
-def write(path: Path, text: str) -> None:
-    """Whole or not at all."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8", newline="\n")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -1,9 +1,8 @@
 """The interview questions: data/questions.json, which `minipeft quiz` and notebook 12 share."""
-import json
 from dataclasses import dataclass
 
 from ..adapter import nearest
-from ..files import DATA
+from ..files import DATA, read_json
 
 QUESTIONS = DATA / "questions.json"
 
@@ -20,7 +19,7 @@ class Question:
 
 def questions(group: str | None = None) -> list[Question]:
     """All, or those of the groups whose name contains `group`; ValueError if there is none."""
-    entries = json.loads(QUESTIONS.read_text(encoding="utf-8"))
+    entries = read_json(QUESTIONS, wanted=list)
     found = [Question(number, **entry) for number, entry in enumerate(entries, start=1)]
     if group is None:
         return found

@@ -6,7 +6,6 @@ timed both with one and into a given buffer. gemv takes each matrix from a set t
 """
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import subprocess
@@ -22,6 +21,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..figures import COLOURS, save_figure
+from ..files import CHECKOUT, write_json
 from ..measure import Timing, summary, synchronize
 from ..nf4 import backend_for, dequantize_nf4, gemv, quantize_nf4
 
@@ -144,7 +145,7 @@ def first_use() -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         seconds = [float(subprocess.run(
             [sys.executable, "-c", FIRST_USE], env=os.environ | {"NUMBA_CACHE_DIR": folder},
-            cwd=Path(__file__).parents[2], check=True, capture_output=True, text=True).stdout)
+            cwd=CHECKOUT, check=True, capture_output=True, text=True).stdout)
             for _ in range(2)]
     return dict(zip(("compiling", "cached"), seconds))
 
@@ -191,10 +192,8 @@ def table(results: dict) -> str:
 def write(results: dict, out: Path, name: str) -> None:
     """The data as JSON and the first shape's float32 cases as a picture."""
     out.mkdir(parents=True, exist_ok=True)
-    unfinished = out / f"{name}.json.tmp"
-    unfinished.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, out / f"{name}.json")
-    figure(results).savefig(out / f"{name}.png", dpi=110)
+    write_json(out / f"{name}.json", results)
+    save_figure(lambda: figure(results), out / f"{name}.png")
 
 
 def figure(results: dict) -> Figure:
@@ -202,19 +201,18 @@ def figure(results: dict) -> Figure:
     shape = results["cases"][0]["shape"]
     shown = [case for case in results["cases"] if case["shape"] == shape
              and case["dtype"] == "float32" and "double" not in case["operation"]]
-    picture = Figure(figsize=(7.2, 5.6), layout="constrained")
+    picture = Figure(figsize=(7.2, 5.6))
     axes = picture.subplots(len(shown), 1, squeeze=False)[:, 0]
     for ax, case in zip(axes, shown):
         names = list(case["seconds"])
         medians = [1e3 * case["seconds"][name]["median"] for name in names]
         errors = [[1e3 * abs(case["seconds"][name][edge] - case["seconds"][name]["median"])
                    for name in names] for edge in ("low", "high")]
-        shades = ["#12324a" if name.startswith(OURS) else "#b9c7cc" for name in names]
+        shades = [COLOURS[0] if name.startswith(OURS) else "#b9c7cc" for name in names]
         bars = ax.barh(names, medians, xerr=errors, color=shades, edgecolor="black", capsize=3)
         ax.bar_label(bars, [f" {m:.2f} ms = {m / medians[0]:.1f}x" for m in medians], padding=4)
         ax.invert_yaxis()
         ax.set_xlim(0, 1.7 * max(medians))
         ax.set_title(f"{case['operation']}, {shape[0]} x {shape[1]} float32", loc="left")
-        ax.spines[["top", "right"]].set_visible(False)
     axes[-1].set_xlabel("milliseconds a call: median, quartiles; x: times minipeft's median")
     return picture

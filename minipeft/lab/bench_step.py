@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from ..files import DATA
+from ..files import DATA, write_json
 from ..gpt import GPT, GPTConfig
 from ..llm.chat import batch_plan, collate, encode_example, read_jsonl
 from ..llm.shared_prefix import shared_logits
 from ..lora import LoraConfig
 from ..nf4 import quantize_model
 from ..peft_model import get_peft_model
-from .compare import machine, write_json
+from .compare import machine
 
 TEXTS = DATA / "tool_calls" / "train.jsonl"
 ROWS, RANK, LR = 8, 8, 1e-3

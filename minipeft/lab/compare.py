@@ -7,6 +7,7 @@
 Runs are independent processes of one thread. Each is written to a file when it is done, under a
 hash of the code, the base and the configuration, so that an interrupted comparison is resumed.
 """
+import contextlib
 import hashlib
 import json
 import math
@@ -25,15 +26,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from ..files import DATA
+from ..files import DATA, read_json, write_json
 from ..gpt import GPT, GPTConfig
-from ..houlsby import HoulsbyConfig
-from ..lora import LoraConfig
-from ..measure import interleaved, training_bytes
-from ..nf4 import quantize_model
-from ..peft_model import PeftModel, count_parameters, get_peft_model
-from ..prefix import PrefixTuningConfig
-from ..prompt import PromptTuningConfig
+from ..measure import interleaved, training_bytes, weight_bytes
+from ..peft_model import PeftModel, count_parameters
+from ..recipes import RECIPES, adapt
 from ..tiny_world import documents
 from ..tiny_world.pretrain import load_base, read_record
 from ..tiny_world.tasks import TASKS
@@ -46,32 +43,6 @@ PROMPTS = 256                                   # held-out prompts a score is ta
 KEPT = ("story", "facts", "ferry")              # kinds of document that no task redefines
 LEARNING_RATES = DATA / "learning_rates.json"   # made by `python -m minipeft compare --sweep`
 Progress = Callable[..., Iterable]              # as tqdm: (iterable, total=, desc=)
-
-
-@dataclass(frozen=True)
-class Arm:
-    label: str
-    config: object | None                # None: full fine-tuning
-    grid: tuple[float, ...]              # learning rates of the sweep
-    four_bit: bool = False               # the base in NF4 with double quantization
-
-
-_WEIGHTS, _VECTORS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2), (1e-2, 3e-2, 1e-1, 3e-1, 1.0)
-_LORA = LoraConfig(r=8, lora_alpha=16, target_modules="all-linear")
-ARMS = {
-    "full": Arm("FFT", None, (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)),
-    "lora": Arm("LoRA", _LORA, _WEIGHTS),
-    "qlora": Arm("QLoRA", _LORA, _WEIGHTS, four_bit=True),
-    "prompt": Arm("Prompt", PromptTuningConfig(16, "SAMPLE_VOCAB"), _VECTORS),
-    "prefix": Arm("Prefix", PrefixTuningConfig(16, prefix_init="SAMPLE_VOCAB"), _VECTORS),
-    "houlsby": Arm("Adapter", HoulsbyConfig(16), _WEIGHTS),
-}
-
-
-def adapted(arm: Arm, base: nn.Module) -> nn.Module:
-    """`base` made ready to be trained by this method, in place."""
-    base = quantize_model(base) if arm.four_bit else base
-    return base if arm.config is None else get_peft_model(base, arm.config)
 
 
 # ---------------------------------------------------------------- one run
@@ -89,7 +60,9 @@ class Job:
     def key(self) -> str:
         """A hash of everything that the result depends on."""
         base = read_record()[str(base_seed(self.seed))]["sha256"]
-        text = json.dumps([asdict(self), repr(ARMS[self.arm]), base, code_hash()])
+        recipe = RECIPES[self.arm]
+        made = repr(recipe.config and recipe.config(recipe.size)), recipe.four_bit
+        text = json.dumps([asdict(self), made, base, code_hash()])
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -111,9 +84,9 @@ def kept_losses(model: nn.Module) -> dict[str, float]:
 def run(job: Job) -> dict:
     """Train one arm on one task and score it; a diverged run has loss None."""
     torch.manual_seed(job.seed)
-    arm, task = ARMS[job.arm], TASKS[job.task]
+    task = TASKS[job.task]
     before = read_record()[str(base_seed(job.seed))]["validation"]      # scored when it was shipped
-    model = adapted(arm, load_base(base_seed(job.seed)))
+    model = adapt(load_base(base_seed(job.seed)), job.arm)
     frozen = {key: t.clone() for key, t in bare(model).items()}
     record = asdict(job) | dict(trainable=count_parameters(model)[0], loss=None, exact_match=0.0)
     try:
@@ -155,12 +128,6 @@ def run_and_store(job_and_path: tuple[Job, Path]) -> dict:
     return record
 
 
-def write_json(path: Path, content) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
-
-
 def run_all(jobs: list[Job], folder: Path, workers: int, progress: Progress | None) -> list[dict]:
     """The records of all jobs, in order; those in `folder` are read, the others computed."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -174,7 +141,7 @@ def run_all(jobs: list[Job], folder: Path, workers: int, progress: Progress | No
             bar = progress(results, total=len(missing), desc="runs") if progress else results
             for _ in bar:
                 pass
-    return [json.loads(paths[job].read_text(encoding="utf-8")) for job in jobs]
+    return [read_json(paths[job], "delete it, and the run is done again") for job in jobs]
 
 
 def learning_rate(arm: str, task: str) -> float:
@@ -182,7 +149,7 @@ def learning_rate(arm: str, task: str) -> float:
     if not LEARNING_RATES.exists():
         raise FileNotFoundError(f"no sweep at {LEARNING_RATES}; make it with: "
                                 f"python -m minipeft compare --sweep")
-    return json.loads(LEARNING_RATES.read_text(encoding="utf-8"))["chosen"][task][arm]
+    return read_json(LEARNING_RATES)["chosen"][task][arm]
 
 
 def choose(runs: list[dict], solved: float = 0.99) -> float:
@@ -204,7 +171,7 @@ def sweep(methods: list[str], tasks: list[str], seeds: int, folder: Path, worker
           progress: Progress | None = None) -> dict:
     """Every rate of every arm's grid, scored on the sweep prompts, and the choice."""
     jobs = [Job(arm, task, seed, lr, STEPS[task], "sweep") for task in tasks for arm in methods
-            for lr in ARMS[arm].grid for seed in range(seeds)]
+            for lr in RECIPES[arm].grid for seed in range(seeds)]
     runs = run_all(jobs, folder, workers, progress)
     for record in runs:
         record.pop("history", None)
@@ -221,14 +188,13 @@ def costs(methods: list[str], rounds: int, progress: Progress | None = None) -> 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        models = {arm: adapted(ARMS[arm], load_base(0)) for arm in methods}
+        models = {arm: adapt(load_base(0), arm) for arm in methods}
         batch = next(TASKS["novel"].batches(1, BATCH, 0))
         result = {arm: counted(model, batch) for arm, model in models.items()}
         steps = interleaved({arm: training_step(model, batch) for arm, model in models.items()},
                             rounds, progress=progress and partial(progress, desc="time a step"))
         ready = {(arm, "as trained"): model.eval() for arm, model in models.items()}
-        ready |= {(arm, "merged"): adapted(ARMS[arm], load_base(0)).merge_and_unload().eval()
-                  for arm in methods if isinstance(ARMS[arm].config, LoraConfig)}
+        ready |= {(arm, "merged"): model for arm in methods if (model := merged(arm))}
         for rows in (1, 32):
             ids, _ = documents.pretraining_batch(0, 0, rows)                   # (rows, 64)
             timings = interleaved({key: forward(model, ids) for key, model in ready.items()},
@@ -241,6 +207,13 @@ def costs(methods: list[str], rounds: int, progress: Progress | None = None) -> 
     finally:
         torch.set_num_threads(threads)
     return result
+
+
+def merged(arm: str) -> nn.Module | None:
+    """A fresh base with the method merged into plain layers; None where that cannot be."""
+    model = adapt(load_base(0), arm)
+    with contextlib.suppress(TypeError):
+        return model.merge_and_unload().eval() if isinstance(model, PeftModel) else None
 
 
 def counted(model: nn.Module, batch) -> dict:
@@ -278,7 +251,7 @@ def forward(model: nn.Module, ids: torch.Tensor) -> Callable[[], None]:
     return call
 
 
-def at_full_size(arm: Arm, preset: str = "llama-2-7b") -> dict:
+def at_full_size(arm: str, preset: str = "llama-2-7b") -> dict:
     """Counts and static bytes at a real model's shapes, exact, without allocating it.
 
     bf16 base (NF4 for QLoRA), float32 adapters. A trained number takes 16 bytes in all: weight 2,
@@ -286,20 +259,11 @@ def at_full_size(arm: Arm, preset: str = "llama-2-7b") -> dict:
     """
     with torch.device("meta"):
         base = GPT(GPTConfig.preset(preset)).to(torch.bfloat16)
-    if arm.four_bit:
-        quantize_model(base)
-    model = base if arm.config is None else get_peft_model(base, arm.config)
+    model = adapt(base, arm)
     trainable, total = count_parameters(model)
-    weights = nbytes_on_meta(model)
-    per_number = 14 if arm.config is None else 12      # beside the weight itself
-    return dict(preset=preset, trainable=trainable, parameters=total, weights=weights,
-                gradients_and_optimizer=per_number * trainable,
-                file_bytes=2 * trainable if arm.config is None else 4 * trainable)
-
-
-def nbytes_on_meta(model: nn.Module) -> int:
-    tensors = {id(t): t for t in [*model.parameters(), *model.buffers()]}
-    return sum(t.nbytes for t in tensors.values())
+    per_weight, in_file = (12, 4) if isinstance(model, PeftModel) else (14, 2)
+    return dict(preset=preset, trainable=trainable, parameters=total, weights=weight_bytes(model),
+                gradients_and_optimizer=per_weight * trainable, file_bytes=in_file * trainable)
 
 
 # ---------------------------------------------------------------- the whole
@@ -319,7 +283,7 @@ def compare(methods: list[str], tasks: list[str], seeds: int, out: Path, workers
     runs = run_all(jobs, out / "runs", workers, progress)
     results = dict(machine=machine(), seeds=seeds, methods=methods, tasks=tasks, steps=STEPS,
                    batch=BATCH, prompts=PROMPTS, runs=runs, costs=costs(methods, rounds, progress),
-                   full_size={arm: at_full_size(ARMS[arm]) for arm in methods},
+                   full_size={arm: at_full_size(arm) for arm in methods},
                    floors={task: TASKS[task].floors for task in tasks})
     write_json(out / "compare.json", results)
     return results

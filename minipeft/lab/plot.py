@@ -1,17 +1,17 @@
 """The pictures of a comparison and of a planned run."""
 import statistics
+from functools import partial
 from pathlib import Path
 
-import matplotlib
 from matplotlib.figure import Figure
 
-from ..figures import COLOURS, HATCHES, LOOKS, STYLE, new_figure, stacked_bars
-from .compare import ARMS
+from ..figures import COLOURS, HATCHES, look, new_figure, save_figure, stacked_bars
+from ..recipes import RECIPES
 from .summary import exact_match, forgetting, spread
 
 
 def labels(methods: list[str]) -> list[str]:
-    return [ARMS[arm].label for arm in methods]
+    return [RECIPES[arm].label for arm in methods]
 
 
 def parameters_figure(results: dict) -> Figure:
@@ -45,10 +45,10 @@ def memory_figure(results: dict) -> Figure:
 def latency_figure(results: dict) -> Figure:
     fig, axes = new_figure(2, figsize=(9.0, 3.8))
     for ax, rows in zip(axes, (1, 32)):
-        timings = {ARMS[arm].label + mark: results["costs"][arm]["latency"][f"{form}, batch {rows}"]
+        timings = {RECIPES[arm].label + mark: times[f"{form}, batch {rows}"]
                    for form, mark in (("as trained", ""), ("merged", "\nmerged"))
                    for arm in results["methods"]
-                   if f"{form}, batch {rows}" in results["costs"][arm]["latency"]}
+                   if f"{form}, batch {rows}" in (times := results["costs"][arm]["latency"])}
         middle = [1e3 * t["median"] for t in timings.values()]
         error = [[1e3 * (t["median"] - t["low"]) for t in timings.values()],
                  [1e3 * (t["high"] - t["median"]) for t in timings.values()]]
@@ -68,7 +68,7 @@ def quality_figure(results: dict) -> Figure:
         for arm in results["methods"]:
             mean, deviation = spread(exact_match(results, arm, task))
             ax.errorbar(results["costs"][arm]["trainable"], 100 * mean, yerr=100 * deviation,
-                        capsize=4, label=ARMS[arm].label, **point(arm))
+                        capsize=4, label=RECIPES[arm].label, **point(arm))
         ax.set_xscale("log")
         ax.set_ylim(-6, 108)
         ax.set_xlabel("trainable parameters (log scale)")
@@ -84,7 +84,7 @@ def forgetting_figure(results: dict) -> Figure:
     for arm in results["methods"]:
         runs = [r for r in results["runs"] if (r["arm"], r["task"]) == (arm, task)]
         ax.plot([100 * r["exact_match"] for r in runs], [forgetting(r) for r in runs],
-                label=ARMS[arm].label, **point(arm))
+                label=RECIPES[arm].label, **point(arm))
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set_yscale("symlog", linthresh=0.1)
     ax.set_ylim(-0.05, 30)
@@ -103,8 +103,8 @@ def curves_figure(results: dict) -> Figure:
         histories = [r["history"] for r in results["runs"]
                      if (r["arm"], r["task"]) == (arm, task) and r["loss"] is not None]
         mean = [statistics.mean(step) for step in zip(*histories)]
-        ax.plot(range(1, len(mean) + 1), mean, label=ARMS[arm].label,
-                **LOOKS[arm] | dict(marker=""))
+        ax.plot(range(1, len(mean) + 1), mean, label=RECIPES[arm].label,
+                **look(arm) | dict(marker=""))
     for text, value in results["floors"][task].items():
         ax.axhline(value, color="black", linewidth=0.8)
         ax.annotate(f"{text}: {value:.2f}", (1, value), xycoords=("axes fraction", "data"),
@@ -119,8 +119,8 @@ def curves_figure(results: dict) -> Figure:
 
 def point(arm: str) -> dict:
     """A mark without a line; hollow for QLoRA, which has as many parameters as LoRA."""
-    face = "none" if arm == "qlora" else LOOKS[arm]["color"]
-    return LOOKS[arm] | dict(linestyle="", markersize=12 if arm == "qlora" else 8,
+    face = "none" if arm == "qlora" else look(arm)["color"]
+    return look(arm) | dict(linestyle="", markersize=12 if arm == "qlora" else 8,
                              markerfacecolor=face)
 
 
@@ -134,30 +134,28 @@ PICTURES = {"parameters": parameters_figure, "memory": memory_figure, "latency":
 
 def compare_pictures(results: dict, out: Path) -> list[Path]:
     """Draw and write every picture of a comparison; returns their paths."""
-    paths = []
-    for name, draw in PICTURES.items():
-        with matplotlib.rc_context(STYLE):
-            draw(results).savefig(out / f"{name}.png")
-        paths.append(out / f"{name}.png")
-    return paths
+    return [save_figure(partial(draw, results), out / f"{name}.png")
+            for name, draw in PICTURES.items()]
 
 
 def memory_plan_picture(parts: dict[str, int], gpu: float | None, out: Path) -> Path:
-    """One stacked bar of a planned run, in GiB, and the card's size as a line."""
     out.mkdir(parents=True, exist_ok=True)
+    return save_figure(lambda: memory_plan_figure(parts, gpu), out / "memory.png")
+
+
+def memory_plan_figure(parts: dict[str, int], gpu: float | None) -> Figure:
+    """One stacked bar of a planned run, in GiB, and the card's size as a line."""
     shown = {kind: size / 2**30 for kind, size in parts.items() if size}
-    with matplotlib.rc_context(STYLE):
-        fig, (ax,) = new_figure(figsize=(7.2, 2.6))
-        left = 0.0
-        for number, (kind, size) in enumerate(shown.items()):
-            ax.barh([""], [size], left=left, label=f"{kind} {size:.2f}", edgecolor="white",
-                    color=COLOURS[number % 5], hatch=HATCHES[(number + number // 5) % 5])
-            left += size
-        if gpu is not None:
-            ax.axvline(gpu, color="black", linestyle="--")
-            ax.annotate(f"{gpu:g} GiB card", (gpu, 1), xycoords=("data", "axes fraction"),
-                        xytext=(-4, -12), textcoords="offset points", ha="right", fontsize=8)
-        ax.set_xlabel(f"GiB, together {left:.2f}")
-        fig.legend(loc="outside right center", fontsize=8)
-        fig.savefig(out / "memory.png")
-    return out / "memory.png"
+    fig, (ax,) = new_figure(figsize=(7.2, 2.6))
+    left = 0.0
+    for number, (kind, size) in enumerate(shown.items()):
+        ax.barh([""], [size], left=left, label=f"{kind} {size:.2f}", edgecolor="white",
+                color=COLOURS[number % 5], hatch=HATCHES[(number + number // 5) % 5])
+        left += size
+    if gpu is not None:
+        ax.axvline(gpu, color="black", linestyle="--")
+        ax.annotate(f"{gpu:g} GiB card", (gpu, 1), xycoords=("data", "axes fraction"),
+                    xytext=(-4, -12), textcoords="offset points", ha="right", fontsize=8)
+    ax.set_xlabel(f"GiB, together {left:.2f}")
+    fig.legend(loc="outside right center", fontsize=8)
+    return fig

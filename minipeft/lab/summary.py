@@ -5,7 +5,8 @@ A claim in words agrees when the measured number lies in the range that RULES gi
 import math
 import statistics
 
-from .compare import ARMS, KEPT
+from ..recipes import RECIPES
+from .compare import KEPT
 
 CLAIMED = {    # method: (updates, inference latency, memory savings, performance)
     "full": ("100 %", "zero", "none", "best"),
@@ -107,7 +108,7 @@ def summary_table(results: dict) -> str:
     tasks = ", ".join(results["tasks"])
     header = ["method", *(f"{column:>14} | {about}" for column, about in zip(
         COLUMNS, ("measured", "batch 1", "to train", f"exact match %: {tasks}")))]
-    rows = [[ARMS[arm].label, *(f"{claim:>14} |{sign}{value}" for claim, sign, value
+    rows = [[RECIPES[arm].label, *(f"{claim:>14} |{sign}{value}" for claim, sign, value
                                 in cells(results, arm))] for arm in results["methods"]]
     return layout(header, rows)
 
@@ -118,7 +119,7 @@ def markdown_table(results: dict) -> str:
     for arm in results["methods"]:
         row = [f"{claim} → {sign.strip()} **{value}**" for claim, sign, value
                in cells(results, arm)]
-        lines.append(f"| {ARMS[arm].label} | " + " | ".join(row) + " |")
+        lines.append(f"| {RECIPES[arm].label} | " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
@@ -132,7 +133,7 @@ def cost_table(results: dict) -> str:
         times = [cost["latency"].get(f"{form}, batch {rows_}") for rows_ in (1, 32)
                  for form in ("as trained", "merged")]
         mean, deviation = spread([forgetting(r) for r in runs if r["task"] == results["tasks"][-1]])
-        rows.append([ARMS[arm].label, f"{cost['trainable']:,}", kilo(cost["file_bytes"]),
+        rows.append([RECIPES[arm].label, f"{cost['trainable']:,}", kilo(cost["file_bytes"]),
                      *map(kilo, cost["bytes"].values()), f"{1e3 * cost['step']['median']:.0f} ms",
                      *(f"{1e3 * t['median']:.2f} ms" if t else "-" for t in times),
                      f"{mean:+.2f}±{deviation:.2f}",
@@ -143,7 +144,7 @@ def cost_table(results: dict) -> str:
 def full_size_table(results: dict) -> str:
     """The same configurations at a real model's shapes."""
     header = ["method", "trained", "of all", "file", "weights", "gradients + AdamW", "together"]
-    rows = [[ARMS[arm].label, f"{size['trainable']:,}",
+    rows = [[RECIPES[arm].label, f"{size['trainable']:,}",
              f"{100 * size['trainable'] / size['parameters']:.3g} %",
              f"{size['file_bytes'] / 1e9:.3f} GB", f"{size['weights'] / 1e9:.2f} GB",
              f"{size['gradients_and_optimizer'] / 1e9:.2f} GB",
@@ -193,6 +194,6 @@ def disagreements(results: dict) -> list[str]:
         values = measured(results, arm)
         for column, claim in zip(COLUMNS, CLAIMED.get(arm, (NO_CLAIM,) * 4)):
             if agrees(column, claim, values[column]) is False:
-                sentences.append(f"{ARMS[arm].label}, {column}: claimed {claim}, measured "
+                sentences.append(f"{RECIPES[arm].label}, {column}: claimed {claim}, measured "
                                  f"{values[column]:.3g}; {reason(results, arm, column)}.")
     return sentences

@@ -1,10 +1,5 @@
 """Fine-tune a language model on conversations: a run that a kill cannot spoil.
 
-    loss = sum over a step's labelled tokens of -log p(token) / their number
-
-The gradient of that sum may be collected over several forward passes and several processes: each
-takes its share of the step's examples, and the sums of gradients are the gradient of the sum.
-
 A run is a folder: run.json (its settings), checkpoint.safetensors (all that the next step depends
 on), the adapter with the lowest validation loss in HF PEFT's files, report.json, curves.png.
 """
@@ -13,40 +8,31 @@ import functools
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ..adapter import check_choice, check_count
 from ..gpt import GPT
-from ..houlsby import HoulsbyConfig
-from ..lora import LoraConfig
 from ..measure import synchronize
-from ..nf4 import quantize_model
-from ..peft_model import PeftModel, count_parameters, get_peft_model
-from ..prefix import PrefixTuningConfig
-from ..prompt import PromptTuningConfig
-from ..train import IGNORE, TrainConfig, answered_right, labelled_logits
+from ..peft_model import PeftModel, count_parameters
+from ..recipes import RECIPES, adapt
+from ..train import (Batch, TrainConfig, adamw, answered_right, labelled_logits, place, summed,
+                     train_step)
 from .chat import Example, batch_plan, collate
 from .run_files import read_checkpoint, save_trained, write_checkpoint
 from .shared_prefix import shared_logits
 
-# What each method adds, by its size (rank, or virtual tokens, or bottleneck): default size and rate
-METHODS = {"lora": (8, 1e-3), "qlora": (8, 1e-3), "prompt": (20, 5e-2), "prefix": (20, 5e-2),
-           "houlsby": (32, 1e-3), "full": (None, 5e-5)}
-
-
 @dataclass(frozen=True)
-class Recipe:
-    """What is trained, and how fast."""
+class RunRecipe:
+    """What one run trains, and how fast."""
 
-    method: str                # a key of METHODS
+    method: str                # a key of RECIPES
     size: int | None           # r of LoRA, P of a prompt or prefix, m of a bottleneck; full: None
     lr: float                  # peak learning rate
     dtype: str = "float32"     # of the frozen weights; "bfloat16" where a CPU or GPU multiplies it
@@ -54,13 +40,21 @@ class Recipe:
     seed: int = 0              # of the adapter's first weights and of the order of the data
 
     def __post_init__(self):
-        check_choice("method", self.method, tuple(METHODS))
+        check_choice("method", self.method, tuple(RECIPES))
         check_choice("dtype", self.dtype, ("float32", "bfloat16"))
-        if self.method == "full" and self.dtype != "float32":
+        every_weight = RECIPES[self.method].config is None
+        if every_weight and self.dtype != "float32":
             raise ValueError("full fine-tuning wants dtype float32: AdamW's steps are smaller than "
                              "the spacing of bfloat16 numbers and would be rounded away")
-        if self.method != "full":
+        if not every_weight:
             check_count("size", self.size)
+
+    def adapt(self, model: GPT) -> nn.Module:
+        """The model made ready for this run, in place."""
+        torch.manual_seed(self.seed)
+        if self.recompute:
+            recompute_activations(model)
+        return adapt(model, self.method, self.size, getattr(torch, self.dtype))
 
 
 @dataclass(frozen=True)
@@ -74,25 +68,6 @@ class Schedule:
     def __post_init__(self):
         for name, value in asdict(self).items():
             check_count(name, value)
-
-
-def adapt(model: GPT, recipe: Recipe) -> nn.Module:
-    """The model made ready to be trained by this method, in place."""
-    torch.manual_seed(recipe.seed)
-    size, task = recipe.size, dict(task_type="CAUSAL_LM")
-    if recipe.method == "qlora":
-        quantize_model(model)
-    model.to(getattr(torch, recipe.dtype))
-    if recipe.recompute:
-        recompute_activations(model)
-    if recipe.method == "full":
-        return model
-    lora = functools.partial(LoraConfig, target_modules="all-linear", **task)
-    config = {"lora": lambda: lora(size, 2 * size), "qlora": lambda: lora(size, 2 * size),
-              "prompt": lambda: PromptTuningConfig(size, "SAMPLE_VOCAB", **task),
-              "prefix": lambda: PrefixTuningConfig(size, prefix_init="SAMPLE_VOCAB", **task),
-              "houlsby": lambda: HoulsbyConfig(size, **task)}[recipe.method]()
-    return get_peft_model(model, config)
 
 
 def recompute_activations(model: GPT) -> None:
@@ -121,54 +96,11 @@ def faster_dtype(model: GPT, tokens: int = 512) -> str:
     return min(seconds, key=lambda name: min(seconds[name]))
 
 
-# Processes: torchrun starts several, and each works on its share of a step's examples
-
-
-def place() -> tuple[int, int]:
-    """(this process's number, how many there are)."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def summed(values: torch.Tensor) -> torch.Tensor:
-    """The sum over the processes, in place."""
-    if dist.is_initialized():
-        dist.all_reduce(values)
-    return values
-
-
-def reduce_gradients(parameters: list[nn.Parameter]) -> None:
-    """Each gradient becomes its sum over the processes, all of them in one message.
-
-    Only what is trained has a gradient: this is where an adapter saves the network's time.
-    """
-    if dist.is_initialized():
-        flat = summed(torch.cat([p.grad.flatten() for p in parameters]))
-        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
-            parameter.grad.copy_(part.view_as(parameter))
-
-
-# A step
-
-
-def shares(examples: list[Example], micro_batch: int) -> list[list[Example]]:
+def parts(examples: list[Example], micro_batch: int, device=None) -> list[Batch]:
     """This process's share of a step's examples, in forward passes of `micro_batch`."""
     rank, processes = place()
     mine = examples[rank::processes]
-    return [mine[i:i + micro_batch] for i in range(0, len(mine), micro_batch)]
-
-
-def accumulate(model: nn.Module, examples: list[Example], micro_batch: int,
-               logits_of: Callable = shared_logits) -> tuple[float, int]:
-    """Add the gradient of a step's loss to .grad; (the loss in nats per labelled token, tokens)."""
-    device = next(model.parameters()).device
-    n_labelled = sum(label != IGNORE for _, labels in examples for label in labels)
-    total = torch.zeros((), device=device)
-    for part in shares(examples, micro_batch):
-        logits, targets = logits_of(model, collate(part, device))
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum") / n_labelled
-        loss.backward()
-        total += loss.detach()
-    return summed(total).item(), sum(len(ids) for ids, _ in examples)
+    return [collate(mine[i:i + micro_batch], device) for i in range(0, len(mine), micro_batch)]
 
 
 @torch.no_grad()
@@ -176,10 +108,9 @@ def validate(model: nn.Module, examples: list[Example], micro_batch: int) -> dic
     """Loss in nats per labelled token, and exact match: the share of examples answered right."""
     device, training, _ = next(model.parameters()).device, model.training, model.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=device)   # losses, labels, exact answers
-    for part in shares(examples, micro_batch):
-        input_ids, labels = collate(part, device)
-        logits, targets = shared_logits(model, (input_ids, labels))
-        right = answered_right(logits, targets, labels).sum()
+    for part in parts(examples, micro_batch, device):
+        logits, targets = shared_logits(model, part)
+        right = answered_right(logits, targets, part[1]).sum()
         sums += torch.tensor([F.cross_entropy(logits.float(), targets, reduction="sum").item(),
                               len(targets), right.item()], device=device)
     model.train(training)
@@ -193,12 +124,11 @@ def validate(model: nn.Module, examples: list[Example], micro_batch: int) -> dic
 class Run:
     """A model in training and the folder it is kept in: steps, validations, checkpoints."""
 
-    def __init__(self, model: nn.Module, recipe: Recipe, schedule: Schedule, folder: Path):
+    def __init__(self, model: nn.Module, recipe: RunRecipe, schedule: Schedule, folder: Path):
         self.model, self.recipe, self.schedule, self.folder = model, recipe, schedule, folder
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.config = TrainConfig(recipe.lr)
-        self.optimizer = torch.optim.AdamW(self.trained.values(), lr=recipe.lr, weight_decay=0.0,
-                                           betas=self.config.betas)
+        self.optimizer = adamw(self.trained.values(), self.config)
         self.history = {"loss": [], "grad_norm": [], "tokens": [], "seconds": [], "validation": []}
 
     @property
@@ -207,23 +137,20 @@ class Run:
 
     def step(self, examples: list[Example]) -> None:
         """One AdamW step; FloatingPointError, before anything has changed, if it is not finite."""
-        start, parameters = time.perf_counter(), list(self.trained.values())
-        self.optimizer.param_groups[0]["lr"] = self.config.lr_at(self.done, self.schedule.steps)
+        start, device = time.perf_counter(), next(iter(self.trained.values())).device
+        batches = parts(examples, self.schedule.micro_batch, device)
         # layers that compute again would fill the shared tokens' caches twice
         logits_of = labelled_logits if self.recipe.recompute else shared_logits
-        loss, n_tokens = accumulate(self.model, examples, self.schedule.micro_batch, logits_of)
-        reduce_gradients(parameters)
-        norm = nn.utils.clip_grad_norm_(parameters, self.config.max_grad_norm).item()
-        if not (loss < float("inf") and norm < float("inf")):
+        try:
+            loss, norm = train_step(self.model, batches, self.optimizer, self.config, self.done,
+                                    self.schedule.steps, logits_of)
+        except FloatingPointError as error:
             raise FloatingPointError(
-                f"step {self.done + 1}: the loss is {loss}, the gradient's norm {norm}; the last "
-                f"checkpoint in {self.folder} is good. Try a learning rate below {self.recipe.lr:g}"
-                + (" or dtype float32" if self.recipe.dtype != "float32" else ""))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        seconds = time.perf_counter() - start
-        for name, value in (("loss", loss), ("grad_norm", norm), ("tokens", n_tokens),
-                            ("seconds", seconds)):
+                f"{error}" + (" or dtype float32" if self.recipe.dtype != "float32" else "")
+                + f"; the last checkpoint in {self.folder} is good") from None
+        for name, value in (("loss", loss), ("grad_norm", norm),
+                            ("tokens", sum(len(ids) for ids, _ in examples)),
+                            ("seconds", time.perf_counter() - start)):
             self.history[name].append(value)
 
     def validate(self, examples: list[Example]) -> None:

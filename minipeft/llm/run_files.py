@@ -5,20 +5,22 @@
     adapter_*                 what was trained, at its lowest validation loss, in HF PEFT's files
     report.json, curves.png   what came out
 
-Every file is written under a temporary name and renamed.
+Every file is written whole or not at all.
 """
 import json
-import os
 from pathlib import Path
 
 from matplotlib.figure import Figure
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from ..figures import new_figure, save_figure
+from ..files import read_json, replacing, save_tensors
 from ..gpt import GPT
 from ..nf4 import quantize_model
 from ..peft_model import PeftModel
+from ..recipes import RECIPES, Recipe
 
 RUN, CHECKPOINT, WEIGHTS = "run.json", "checkpoint.safetensors", "model.safetensors"
 REPORT, CURVES = "report.json", "curves.png"
@@ -26,10 +28,8 @@ REPORT, CURVES = "report.json", "curves.png"
 
 def write_checkpoint(folder: Path, tensors: dict[str, Tensor], history: dict) -> None:
     """One file, so that it is whole or absent."""
-    part = folder / (CHECKPOINT + ".part")
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, part,
-              metadata={"history": json.dumps(history)})
-    os.replace(part, folder / CHECKPOINT)
+    with replacing(folder / CHECKPOINT) as part:
+        save_tensors(part, tensors, {"history": json.dumps(history)})
 
 
 def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict] | None:
@@ -56,23 +56,31 @@ def save_trained(model: nn.Module, folder: Path) -> None:
 def write_weights(model: GPT, folder: Path) -> None:
     """model.safetensors under HuggingFace's names; a tied head is in it once, as the embedding."""
     tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    weights = {name: t.contiguous() for name, t in model.state_dict().items() if name not in tied}
-    part = folder / (WEIGHTS + ".part")
-    save_file(weights, part, metadata={"format": "pt"})
-    os.replace(part, folder / WEIGHTS)
+    weights = {name: t for name, t in model.state_dict().items() if name not in tied}
+    with replacing(folder / WEIGHTS) as part:
+        save_tensors(part, weights, {"format": "pt"})
 
 
 def load_trained(model: GPT, folder: Path) -> nn.Module:
     """`model` with what the run in `folder` has trained, or with any HF PEFT adapter there."""
     folder = Path(folder)
-    settings = read_settings(folder) if (folder / RUN).exists() else {"recipe": {"method": "lora"}}
-    if settings["recipe"]["method"] == "qlora":
+    recipe = run_method(folder) if (folder / RUN).exists() else RECIPES["lora"]
+    if recipe.four_bit:
         quantize_model(model)                           # the adapter has learned to stand on this
-    if settings["recipe"]["method"] != "full":
+    if recipe.config is not None:
         return PeftModel.from_pretrained(model, folder)
     model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
     model.tie_weights()
     return model
+
+
+def run_method(folder: Path) -> Recipe:
+    """The recipe of the method that the run in `folder` has trained."""
+    method = read_settings(folder).get("recipe", {}).get("method")
+    if method not in RECIPES:
+        raise ValueError(f"{folder / RUN} must name a method, one of {', '.join(RECIPES)}, got "
+                         f"{method!r}")
+    return RECIPES[method]
 
 
 def new_folder(folder: Path) -> None:
@@ -89,29 +97,24 @@ def new_folder(folder: Path) -> None:
 def read_settings(folder: Path) -> dict:
     if not (folder / RUN).is_file():
         raise FileNotFoundError(f"{folder} holds no {RUN}, so there is no run to continue")
-    try:
-        return json.loads((folder / RUN).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{folder / RUN} is not valid JSON: {error}") from None
-
-
-def write_json(path: Path, content: dict) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    return read_json(folder / RUN)
 
 
 def draw_curves(history: dict, path: Path) -> None:
+    save_figure(lambda: curves_figure(history), path)
+
+
+def curves_figure(history: dict) -> Figure:
     """Training loss a step, validation loss and exact match, over the steps."""
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
+    figure, (axes,) = new_figure()
     steps = [scores["step"] for scores in history["validation"]]
     axes.plot(range(1, len(history["loss"]) + 1), history["loss"], alpha=0.5, label="training loss")
     axes.plot(steps, [s["loss"] for s in history["validation"]], "o-", label="validation loss")
     axes.set(xlabel="step", ylabel="nats per labelled token", yscale="log")
     right = axes.twinx()
+    right.grid(False)
     right.plot(steps, [s["exact_match"] for s in history["validation"]], "s--", color="tab:green",
                label="validation exact match")
     right.set(ylabel="exact match", ylim=(0, 1))
     figure.legend(loc="outside upper center", ncols=3)
-    figure.savefig(path, dpi=110, format="png")
+    return figure

@@ -7,8 +7,6 @@ file score on held-out documents of every kind, the best possible score, and the
 """
 
 import hashlib
-import json
-import os
 import time
 from pathlib import Path
 
@@ -16,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..files import DATA
+from ..files import DATA, read_json, replacing, write_json
 from ..gpt import GPT, GPTConfig
 from ..train import TrainConfig, evaluate, train
 from . import documents
@@ -76,11 +74,9 @@ def save_base(model: GPT, report: dict, seed: int, folder: Path = DATA) -> Path:
     path = folder / f"tiny_gpt_seed{seed}.safetensors"
     record[str(seed)] = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest(),
                          "command": f"python -m minipeft pretrain --seed {seed}", **report}
-    text = json.dumps(dict(sorted(record.items())), indent=2) + "\n"
-    for target, data in (path, content), (folder / RECORD, text.encode()):
-        part = target.with_name(target.name + ".part")
-        part.write_bytes(data)
-        os.replace(part, target)
+    with replacing(path) as part:
+        part.write_bytes(content)
+    write_json(folder / RECORD, dict(sorted(record.items())))
     return path
 
 
@@ -90,11 +86,7 @@ def read_record(folder: Path = DATA) -> dict[str, dict]:
     if not path.exists():
         raise FileNotFoundError(f"no record of pretrained models at {path}; "
                                 f"make one with: python -m minipeft pretrain --seed 0")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); restore it, or delete it and pretrain "
-                         f"again") from None
+    return read_json(path, "restore it, or delete it and pretrain again")
 
 
 def load_base(seed: int = 0, folder: Path = DATA) -> GPT:

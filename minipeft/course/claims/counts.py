@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from ...gpt import GPT, GPTConfig
-from ...lab.compare import nbytes_on_meta
 from ...lab.memory import Run, plan
+from ...measure import weight_bytes
 from ...nf4 import quantize_model
 from ...peft_model import get_peft_model
 
@@ -45,7 +45,7 @@ def largest_below_one_percent(preset: str, one_rank: int) -> int:
 @functools.cache
 def quantized_bytes(preset: str, double_quant: bool = True) -> int:
     """The model with its linears in NF4; embeddings, norms and head in bfloat16."""
-    return nbytes_on_meta(quantize_model(meta_gpt(preset), double_quant=double_quant))
+    return weight_bytes(quantize_model(meta_gpt(preset), double_quant=double_quant))
 
 
 @functools.cache

@@ -4,17 +4,17 @@
     FOLDER/claims.json              what no other command measures
     python -m minipeft claims --remeasure --out FOLDER makes both
 """
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ...files import RESULTS
+from ...files import RESULTS, read_json, write_json
 from ...gpt import GPT
 from ...lab import compare
 from ...lora import LoraConfig
 from ...peft_model import get_peft_model
+from ...recipes import RECIPES
 from ...tiny_world.pretrain import load_base
 from ...tiny_world.tasks import TASKS
 from ...train import TrainConfig, evaluate, train
@@ -37,17 +37,16 @@ def stored(folder: Path = STORED) -> Measurements:
         if not (folder / name).exists():
             raise FileNotFoundError(f"no measurements in {folder / name}; make them with: "
                                     f"python -m minipeft claims --remeasure")
-    return Measurements(*(json.loads((folder / name).read_text(encoding="utf-8"))
-                          for name in FILES))
+    return Measurements(*(read_json(folder / name) for name in FILES))
 
 
 def remeasure(folder: Path, seeds: int, workers: int, progress=None) -> Measurements:
     """Everything once more, into `folder`; finished runs of `compare` in it are kept."""
     (folder / "compare").mkdir(parents=True, exist_ok=True)
-    results = compare.compare(list(compare.ARMS), list(compare.STEPS), seeds, folder / "compare",
+    results = compare.compare(list(RECIPES), list(compare.STEPS), seeds, folder / "compare",
                               workers, progress=progress)
     found = ranks(progress)
-    compare.write_json(folder / FILES[1], found)
+    write_json(folder / FILES[1], found)
     return Measurements(results, found)
 
 

@@ -3,12 +3,12 @@
 Percent and points are of compare's results; a range is what the verdict needs, not what one machine
 happened to measure.
 """
-import json
 import math
 import statistics
 
 import torch
 
+from ...files import read_json
 from ...lab.compare import LEARNING_RATES
 from ...lab.summary import exact_match, forgetting, latency_overhead, measured
 from ...peft_model import get_peft_model
@@ -149,7 +149,7 @@ def forgetting_mitigated(m: Measurements) -> list[Value]:
 
 def by_rate(arm: str) -> float:
     """Mean forgetting on NOVEL at the largest rate of the stored sweep minus at the smallest."""
-    sweep = json.loads(LEARNING_RATES.read_text(encoding="utf-8"))
+    sweep = read_json(LEARNING_RATES)
     runs = [run for run in sweep["runs"]
             if (run["arm"], run["task"]) == (arm, "novel") and run["loss"] is not None]
     rates = [run["lr"] for run in runs]

@@ -1,0 +1,72 @@
+"""How each method is used here, one line a method; whoever needs a list of methods reads this one.
+
+    RECIPES["lora"].config(8)      what get_peft_model wants, at rank 8
+"""
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .houlsby import HoulsbyConfig
+from .lora import LoraConfig
+from .nf4 import quantize_model
+from .peft_model import get_peft_model
+from .prefix import PrefixTuningConfig
+from .prompt import PromptTuningConfig
+
+
+@dataclass(frozen=True)
+class Recipe:
+    label: str                                   # in tables and pictures
+    config: Callable[[int], object] | None       # by size; None: every weight is trained
+    size: int | None = None                      # r of LoRA, P virtual tokens, or bottleneck m
+    grid: tuple[float, ...] = ()                 # learning rates that the tiny GPT's sweep tries
+    llm_size: int | None = None                  # size and
+    llm_lr: float = 1e-3                         # learning rate on a language model, by default
+    four_bit: bool = False                       # the base in NF4 with double quantization
+
+
+def lora(r: int) -> LoraConfig:
+    return LoraConfig(r, 2 * r, target_modules="all-linear", task_type="CAUSAL_LM")
+
+
+def prompt(P: int) -> PromptTuningConfig:
+    return PromptTuningConfig(P, "SAMPLE_VOCAB", task_type="CAUSAL_LM")
+
+
+def prefix(P: int) -> PrefixTuningConfig:
+    return PrefixTuningConfig(P, prefix_init="SAMPLE_VOCAB", task_type="CAUSAL_LM")
+
+
+def houlsby(m: int) -> HoulsbyConfig:
+    return HoulsbyConfig(m, task_type="CAUSAL_LM")
+
+
+_ALL = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)            # every weight
+_WEIGHTS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)        # of small new layers
+_VECTORS = (1e-2, 3e-2, 1e-1, 3e-1, 1.0)         # of virtual tokens
+RECIPES = {
+    "full": Recipe("FFT", None, None, _ALL, None, 5e-5),
+    "lora": Recipe("LoRA", lora, 8, _WEIGHTS, 8, 1e-3),
+    "qlora": Recipe("QLoRA", lora, 8, _WEIGHTS, 8, 1e-3, four_bit=True),
+    "prompt": Recipe("Prompt", prompt, 16, _VECTORS, 20, 5e-2),
+    "prefix": Recipe("Prefix", prefix, 16, _VECTORS, 20, 5e-2),
+    "houlsby": Recipe("Houlsby", houlsby, 16, _WEIGHTS, 32, 1e-3),
+}
+
+
+def adapt(model: nn.Module, method: str, size: int | None = None,
+          dtype: torch.dtype | None = None) -> nn.Module:
+    """`model` made ready to be trained by this method, in place.
+
+    size: of the adapter; None: the recipe's
+    dtype: of the frozen weights that are not in 4 bits; None: as they are
+    """
+    recipe = RECIPES[method]
+    if recipe.four_bit:
+        quantize_model(model)                    # before they are rounded to `dtype`
+    model.to(dtype)
+    if recipe.config is None:
+        return model
+    return get_peft_model(model, recipe.config(recipe.size if size is None else size))
