@@ -44,7 +44,7 @@ def run(args) -> None:
 
 def formatted(rows: list, args) -> str:
     if args.json:
-        return json.dumps([row.as_dict() for row in rows], indent=1, ensure_ascii=False)
+        return json.dumps([row.as_dict() for row in rows], indent=1)
     if args.page:
         return report.page(rows).rstrip("\n")
     return report.markdown(rows) if args.markdown else report.text(rows)
