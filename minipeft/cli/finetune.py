@@ -14,7 +14,7 @@ from ..llm.finetune import (METHODS, Recipe, Run, Schedule, adapt, faster_dtype,
                             report)
 from ..llm.run_files import CURVES, REPORT, RUN, draw_curves, new_folder, read_settings, write_json
 from ..llm.smollm2 import load
-from . import UsageError
+from . import UsageError, check_output
 
 EXAMPLE = ("python -m minipeft finetune --data data/tool_calls/train.jsonl --method lora "
            "--out runs/tools")
@@ -72,8 +72,8 @@ def settings_of(args) -> dict:
     schedule = {"steps": new["steps"], "batch_size": new["batch_size"],
                 "micro_batch": new["micro_batch"] or new["batch_size"], "every": new["every"],
                 "patience": new["patience"]}
-    data = {"training": str(args.data), "max_length": new["max_length"],
-            "validation": str(new["validation"]) if new["validation"] else None}
+    data = {"training": str(args.data.absolute()), "max_length": new["max_length"],
+            "validation": str(new["validation"].absolute()) if new["validation"] else None}
     return {"model": new["model"], "data": data, "recipe": recipe, "schedule": schedule}
 
 
@@ -120,8 +120,10 @@ def start_processes() -> torch.device:
 def prepare(args, settings: dict) -> tuple[Run, list, list]:
     """Data, model and run, ready for the next step; nothing is written before all is well."""
     device = start_processes()
-    if not args.resume and place()[0] == 0:
-        new_folder(args.out)
+    if place()[0] == 0:
+        check_output(args.out)
+        if not args.resume:
+            new_folder(args.out)
     model, tokenizer = load()
     training, validation, left_out = read_data(settings, lambda text: tokenizer.encode(text).ids)
     check_same_data(settings)
