@@ -7,7 +7,7 @@ ARGS ?=                # passed on: make compare ARGS="--quick"
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: compare test lab clean
+.PHONY: compare test test-all lab clean
 
 compare: $(VENV)/ready
 	$(RUN) -m minipeft compare $(ARGS)
@@ -15,11 +15,14 @@ compare: $(VENV)/ready
 test: $(VENV)/ready
 	$(RUN) -m pytest -q $(ARGS)
 
+test-all: test
+	$(RUN) -m pytest -q -m long tests
+
 lab: $(VENV)/ready
 	$(RUN) -m jupyter lab notebooks $(ARGS)
 
 clean:
-	rm -rf $(VENV) results .pytest_cache .hypothesis minipeft.egg-info
+	rm -rf $(VENV) results .pytest_cache .hypothesis build minipeft.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/ready: requirements.txt requirements-smollm2.txt pyproject.toml

@@ -1,6 +1,9 @@
 """Where the data lie."""
 from pathlib import Path
 
-CHECKOUT = Path(__file__).parent.parent
-DATA = CHECKOUT / "data"
-RESULTS = CHECKOUT / "benchmarks" / "results"      # of the reference runs
+PACKAGE = Path(__file__).parent
+CHECKOUT = PACKAGE.parent
+IN_WHEEL = (PACKAGE / "data").is_dir()      # pyproject.toml puts it there; a checkout has data/
+DATA = PACKAGE / "data" if IN_WHEEL else CHECKOUT / "data"
+# of the reference runs
+RESULTS = PACKAGE / "results" if IN_WHEEL else CHECKOUT / "benchmarks" / "results"
