@@ -9,7 +9,7 @@ import torch
 
 from .cli import COMMANDS, UsageError
 
-
+# For an output whose encoding lacks them; any other character is escaped.
 SPELT = {"≠": "!=", "±": "+-", "→": "->", "α": "alpha", "√": "sqrt "}
 
 
