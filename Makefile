@@ -7,13 +7,16 @@ ARGS ?=                # passed on: make compare ARGS="--quick"
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: compare test lab notebooks clean
+.PHONY: compare test test-all lab notebooks clean
 
 compare: $(VENV)/ready
 	$(RUN) -m minipeft compare $(ARGS)
 
 test: $(VENV)/ready
 	$(RUN) -m pytest -q $(ARGS)
+
+test-all: test
+	$(RUN) -m pytest -q -m long tests
 
 lab: $(VENV)/ready
 	$(RUN) -m jupyter lab notebooks $(ARGS)
@@ -22,7 +25,7 @@ notebooks: $(VENV)/ready
 	$(RUN) -m minipeft notebooks --execute $(ARGS)
 
 clean:
-	rm -rf $(VENV) results .pytest_cache .hypothesis minipeft.egg-info
+	rm -rf $(VENV) results .pytest_cache .hypothesis build minipeft.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/ready: requirements.txt requirements-smollm2.txt pyproject.toml

@@ -1,11 +1,32 @@
 """The command line: `python -m minipeft COMMAND ...` or `minipeft COMMAND ...`."""
 import argparse
+import codecs
 import importlib
+import io
 import sys
 
 import torch
 
 from .cli import COMMANDS, UsageError
+
+# For an output whose encoding lacks them; any other character is escaped.
+SPELT = {"≠": "!=", "±": "+-", "→": "->", "α": "alpha", "√": "sqrt "}
+
+
+def spelt(error: UnicodeError) -> tuple[str, int]:
+    """What to print for characters that the output's encoding lacks, in the form codecs wants."""
+    if not isinstance(error, UnicodeEncodeError):
+        return "?", error.end
+    lacking = error.object[error.start:error.end]
+    return "".join(SPELT.get(c, ascii(c)[1:-1]) for c in lacking), error.end
+
+
+def never_fail_at_printing() -> None:
+    """No output is worth losing minutes of work: Windows gives a redirected stdout cp1252."""
+    codecs.register_error("spelt", spelt)
+    for stream in (sys.stdin, sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):         # a notebook or a test has others
+            stream.reconfigure(errors="spelt")
 
 
 def parser(argv: list[str]) -> argparse.ArgumentParser:
@@ -28,6 +49,7 @@ def parser(argv: list[str]) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     """Exit status: 0 done, 1 failed (one line on stderr says why), 2 wrong usage."""
     torch.set_flush_denormal(True)     # before any tensor operation: the flag is the thread's
+    never_fail_at_printing()
     argv = sys.argv[1:] if argv is None else argv
     try:
         args = parser(argv).parse_args(argv)

@@ -9,10 +9,13 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-CHECKOUT = Path(__file__).parent.parent
-DATA = CHECKOUT / "data"
-NOTEBOOKS = CHECKOUT / "notebooks"
-RESULTS = CHECKOUT / "benchmarks" / "results"      # of the reference runs
+PACKAGE = Path(__file__).parent
+CHECKOUT = PACKAGE.parent
+IN_WHEEL = (PACKAGE / "data").is_dir()      # pyproject.toml puts it there; a checkout has data/
+DATA = PACKAGE / "data" if IN_WHEEL else CHECKOUT / "data"
+NOTEBOOKS = CHECKOUT / "notebooks"          # not in a wheel
+# of the reference runs
+RESULTS = PACKAGE / "results" if IN_WHEEL else CHECKOUT / "benchmarks" / "results"
 
 
 @contextmanager

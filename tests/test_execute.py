@@ -191,7 +191,7 @@ def test_an_unknown_notebook_is_refused_with_the_known_ones(course, capsys):
     assert "unknown notebook '7'; known: 00, 01\n" in capsys.readouterr().err
     for path in course.glob("*.ipynb"):
         path.unlink()
-    assert main(["notebooks"]) == 1 and "come with the repository" in capsys.readouterr().err
+    assert main(["notebooks"]) == 1 and "come with a checkout" in capsys.readouterr().err
 
 
 def test_every_notebook_of_the_course_has_its_question():

@@ -3,6 +3,7 @@ import copy
 import itertools
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -361,6 +362,17 @@ def test_a_second_run_into_the_folder_is_refused_and_resume_wants_no_settings(co
     Path("data.jsonl").write_text('{"prompt": "a", "completion": "b"}\n' * 3)
     assert command("finetune --resume --out run".split()) == 1
     assert "data.jsonl has changed since the run began" in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_from_another_folder(command, monkeypatch):
+    shutil.copy("data.jsonl", "held out.jsonl")
+    assert command([*FINETUNE.split(), "--validation", "held out.jsonl"]) == 0
+    kept = json.loads(Path("run/run.json").read_text(encoding="utf-8"))["data"]
+    assert kept["training"] == str(Path("data.jsonl").absolute())
+    assert kept["validation"] == str(Path("held out.jsonl").absolute())
+    Path("elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    assert command("finetune --resume --out ../run".split()) == 0
 
 
 def test_what_cannot_be_merged_leaves_no_folder(command, capsys):

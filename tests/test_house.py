@@ -166,7 +166,17 @@ def test_conda_users_get_the_pins_of_requirements_txt():
     assert "python=3.11" in entries
 
 
-def test_continuous_integration_runs_the_command_that_the_readme_names():
-    command = "make test"
-    assert command in (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
-    assert command in (ROOT / "README.md").read_text(encoding="utf-8")
+def test_continuous_integration_runs_what_the_readme_names_and_make_test_first():
+    lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("make ")] == ["make test-all"]
+    assert "`make test-all`" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "\ntest-all: test\n" in (ROOT / "Makefile").read_text(encoding="utf-8")
+
+
+def test_every_target_of_the_makefile_has_its_plain_form_in_the_readme():
+    readme, makefile = ((ROOT / name).read_text(encoding="utf-8") for name in
+                        ("README.md", "Makefile"))
+    targets = re.findall(r"(?m)^([\w-]+):.*\n\t\$\(RUN\) (.*?)(?: \$\(ARGS\))?$", makefile)
+    assert {"compare", "test", "test-all", "lab"} <= {name for name, _ in targets}
+    for name, command in targets:
+        assert re.search(rf"(?m)^python {re.escape(command)} +# make {name}(?![\w-])", readme), name

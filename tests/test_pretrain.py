@@ -134,5 +134,5 @@ def test_an_unknown_seed_and_a_broken_record_say_what_to_do(folder):
 def test_the_record_is_plain_json_with_the_command_and_the_checksum():
     record = json.loads((DATA / RECORD).read_text(encoding="utf-8"))
     for seed, entry in record.items():
-        assert entry["command"] == f"python -m minipeft pretrain --seed {seed}"
+        assert entry["command"] == f"python -m minipeft pretrain --seed {seed} --out data"
         assert len(entry["sha256"]) == 64

@@ -6,6 +6,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..lab import bench_nf4, bench_step
+from . import check_output
 
 EXAMPLE = "python -m minipeft bench nf4"
 BENCHES = {"nf4": bench_nf4, "step": bench_step}
@@ -21,6 +22,7 @@ def arguments(parser) -> None:
 
 
 def run(args) -> None:
+    check_output(args.out)
     bench = BENCHES[args.what]
     results = bench.run(args.out, args.quick, partial(tqdm, file=sys.stderr, dynamic_ncols=True))
     print(bench.table(results))

@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from ..course import claims
 from ..course.claims import report
-from . import UsageError
+from . import UsageError, check_output
 
 EXAMPLE = "python -m minipeft claims --markdown"
 
@@ -32,6 +32,8 @@ def arguments(parser) -> None:
 def run(args) -> None:
     if args.seeds < 1:
         raise UsageError(f"--seeds must be at least 1, got {args.seeds}")
+    if args.remeasure:
+        check_output(args.out)
     progress = partial(tqdm, file=sys.stderr, dynamic_ncols=True)
     measurements = (claims.remeasure(args.out, args.seeds, min(os.cpu_count() or 1, 8), progress)
                     if args.remeasure else claims.stored())
@@ -44,7 +46,7 @@ def run(args) -> None:
 
 def formatted(rows: list, args) -> str:
     if args.json:
-        return json.dumps([row.as_dict() for row in rows], indent=1, ensure_ascii=False)
+        return json.dumps([row.as_dict() for row in rows], indent=1)
     if args.page:
         return report.page(rows).rstrip("\n")
     return report.markdown(rows) if args.markdown else report.text(rows)

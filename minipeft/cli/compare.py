@@ -12,7 +12,7 @@ from tqdm import tqdm
 from ..files import write_json
 from ..lab import compare, plot, summary
 from ..recipes import RECIPES
-from . import UsageError
+from . import UsageError, check_output
 
 EXAMPLE = "python -m minipeft compare --methods full lora --tasks elicit --seeds 1"
 
@@ -31,7 +31,7 @@ def arguments(parser) -> None:
     parser.add_argument("--quick", action="store_true",
                         help="one seed, the new task only: under a minute on two cores")
     parser.add_argument("--sweep", action="store_true",
-                        help="find the learning rates again and store them in data/ (long)")
+                        help="find the learning rates again: learning_rates.json in --out (long)")
 
 
 def run(args) -> None:
@@ -45,8 +45,11 @@ def run(args) -> None:
         if args.sweep:
             found = compare.sweep(methods, args.tasks, seeds, args.out / "runs", args.workers,
                                   progress)
-            write_json(compare.LEARNING_RATES, found)
+            path = args.out / compare.LEARNING_RATES.name
+            write_json(path, found)
             print(sweep_report(found))
+            print(f"\nwritten: {path}; to compare at these rates, copy it over "
+                  f"{compare.LEARNING_RATES}")
             return
         results = compare.compare(methods, args.tasks, seeds, args.out, args.workers,
                                   5 if args.quick else 25, progress)
@@ -70,8 +73,7 @@ def check(args) -> None:
     if args.seeds < 1 or args.workers < 1:
         raise UsageError(f"--seeds and --workers must be at least 1, got {args.seeds} and "
                          f"{args.workers}")
-    if args.out.exists() and not args.out.is_dir():
-        raise UsageError(f"--out must be a folder, but {args.out} is a file")
+    check_output(args.out)
 
 
 def sweep_report(found: dict) -> str:
@@ -87,7 +89,7 @@ def sweep_report(found: dict) -> str:
                 lines.append([task, arm, f"{lr:g}", f"{loss:.4f}", f"{100 * score:.1f} %",
                               "chosen" if lr == best else ""])
     header = ["task", "method", "learning rate", "loss", "exact match", ""]
-    return summary.layout(header, lines) + f"\n\nwritten: {compare.LEARNING_RATES}"
+    return summary.layout(header, lines)
 
 
 def report(results: dict) -> str:

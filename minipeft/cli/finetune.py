@@ -16,7 +16,7 @@ from ..llm.run_files import CURVES, REPORT, RUN, draw_curves, new_folder, read_s
 from ..llm.smollm2 import load
 from ..recipes import RECIPES
 from ..train import place
-from . import UsageError
+from . import UsageError, check_output
 
 EXAMPLE = ("python -m minipeft finetune --data data/tool_calls/train.jsonl --method lora "
            "--out runs/tools")
@@ -77,8 +77,8 @@ def settings_of(args) -> dict:
                 "micro_batch": (new["batch_size"] if new["micro_batch"] is None
                                 else new["micro_batch"]), "every": new["every"],
                 "patience": new["patience"]}
-    data = {"training": str(args.data), "max_length": new["max_length"],
-            "validation": str(new["validation"]) if new["validation"] else None}
+    data = {"training": str(args.data.absolute()), "max_length": new["max_length"],
+            "validation": str(new["validation"].absolute()) if new["validation"] else None}
     return {"model": new["model"], "data": data, "recipe": recipe, "schedule": schedule}
 
 
@@ -125,8 +125,10 @@ def start_processes() -> torch.device:
 def prepare(args, settings: dict) -> tuple[Run, list, list]:
     """Data, model and run, ready for the next step; nothing is written before all is well."""
     device = start_processes()
-    if not args.resume and place()[0] == 0:
-        new_folder(args.out)
+    if place()[0] == 0:
+        check_output(args.out)
+        if not args.resume:
+            new_folder(args.out)
     model, tokenizer = load()
     training, validation, left_out = read_data(settings, lambda text: tokenizer.encode(text).ids)
     check_same_data(settings)

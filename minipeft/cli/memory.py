@@ -6,7 +6,7 @@ from ..files import read_json
 from ..gpt import PRESETS, GPTConfig
 from ..lab import memory, plot
 from ..recipes import RECIPES
-from . import UsageError
+from . import UsageError, check_output
 
 EXAMPLE = "python -m minipeft memory --model llama-2-7b --method qlora --r 16 --gpu 16"
 
@@ -38,6 +38,8 @@ def run(args) -> None:
         raise UsageError(str(error)) from error
     if args.gpu is not None and not args.gpu > 0:
         raise UsageError(f"--gpu must be a positive number of GiB, got {args.gpu}")
+    if args.out:
+        check_output(args.out)
     print(table(parts))
     if args.gpu is not None:
         print(verdict(planned, sum(parts.values()), args.gpu))

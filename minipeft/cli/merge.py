@@ -4,6 +4,7 @@ from pathlib import Path
 from ..llm.run_files import WEIGHTS, load_trained, new_folder, write_weights
 from ..llm.smollm2 import load, write_transformers_files
 from ..peft_model import PeftModel
+from . import check_output
 
 EXAMPLE = "python -m minipeft merge runs/tools --out runs/tools_merged"
 
@@ -14,6 +15,7 @@ def arguments(parser) -> None:
 
 
 def run(args) -> None:
+    check_output(args.out)
     model, tokenizer = load()
     trained = load_trained(model, args.adapter)
     if isinstance(trained, PeftModel):

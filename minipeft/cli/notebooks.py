@@ -34,7 +34,8 @@ def chosen(numbers: list[str]) -> list[Path]:
     """The notebooks of these numbers, in the course's order; all, if none is given."""
     known = {path.name[:2]: path for path in sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))}
     if not known:
-        raise FileNotFoundError(f"no notebooks in {NOTEBOOKS}: they come with the repository")
+        raise FileNotFoundError(f"no notebooks in {NOTEBOOKS}: they come with a checkout of the "
+                                f"repository")
     for number in numbers:
         if number.zfill(2) not in known:
             raise UsageError(f"unknown notebook {number!r}; known: {', '.join(known)}")

@@ -41,7 +41,7 @@ STEPS = {"elicit": 60, "novel": 200}
 BATCH = 32                                      # examples a step
 PROMPTS = 256                                   # held-out prompts a score is taken on
 KEPT = ("story", "facts", "ferry")              # kinds of document that no task redefines
-LEARNING_RATES = DATA / "learning_rates.json"   # made by `python -m minipeft compare --sweep`
+LEARNING_RATES = DATA / "learning_rates.json"   # from `python -m minipeft compare --sweep`
 Progress = Callable[..., Iterable]              # as tqdm: (iterable, total=, desc=)
 
 
@@ -149,7 +149,11 @@ def learning_rate(arm: str, task: str) -> float:
     if not LEARNING_RATES.exists():
         raise FileNotFoundError(f"no sweep at {LEARNING_RATES}; make it with: "
                                 f"python -m minipeft compare --sweep")
-    return read_json(LEARNING_RATES)["chosen"][task][arm]
+    chosen = read_json(LEARNING_RATES)["chosen"]
+    if arm not in chosen.get(task, {}):
+        raise ValueError(f"{LEARNING_RATES} has no rate for {arm} on {task}; the sweep that made "
+                         f"it left it out: python -m minipeft compare --sweep takes all")
+    return chosen[task][arm]
 
 
 def choose(runs: list[dict], solved: float = 0.99) -> float:

