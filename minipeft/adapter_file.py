@@ -62,8 +62,7 @@ def write(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
         raise ValueError("the adapter is on the meta device: it has shapes, but no numbers to save")
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CONFIG) as config_part, replacing(folder / TENSORS) as tensors_part:
-        config_part.write_text(json.dumps(config, indent=1, sort_keys=True) + "\n",
-                               encoding="utf-8")
+        config_part.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
         save_tensors(tensors_part, tensors, {"format": "pt"})
 
 
