@@ -37,7 +37,8 @@ def test_the_commands_of_the_readme_and_of_contributing_parse(line):
     ([], "COMMAND"),
     (["conpare"], "invalid choice: 'conpare'"),
     (["compare", "--methods", "lora", "dora"], "unknown method 'dora'; known: full, lora"),
-    (["compare", "--tasks", "summarize"], "unknown task 'summarize'; known: elicit, novel"),
+    (["compare", "--tasks", "summarize"],
+     "unknown task 'summarize'; known: elicit, novel, languages"),
     (["compare", "--seeds", "0"], "must be at least 1"),
     (["compare", "--seeds", "two"], "invalid int value: 'two'"),
     (["compare", "--out", __file__], "--out must be a folder"),
@@ -58,7 +59,7 @@ def test_comparing_needs_the_core_requirements_only():
 
 
 def test_a_failure_ends_with_status_1_and_one_line(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("minipeft.lab.compare.LEARNING_RATES", tmp_path / "none.json")
+    monkeypatch.setattr("minipeft.lab.rates.LEARNING_RATES", tmp_path / "none.json")
     assert main(["compare", "--quick", "--out", str(tmp_path)]) == 1
     err = capsys.readouterr().err
     assert err.count("\n") == 1 and "no sweep at" in err and "compare --sweep" in err

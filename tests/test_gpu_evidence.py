@@ -218,7 +218,7 @@ def test_the_bytes_that_a_kernel_moves_by_hand():
 def test_five_seeds_on_three_bases_are_called_that():
     results = {"smoke": False, "cases": {"tiny world": {
         "settings": {"seeds": 5}, "bases": 3, "rates": {"novel, lora": [1e-3, 3e-3]},
-        "exact_match": {"novel, lora": [1.0, 0.0, 0.5, 0.5, 0.5]}}}}
+        "learned": {"novel, lora": [1.0, 0.0, 0.5, 0.5, 0.5]}}}}
     text = quality.table(results)
     assert text.startswith("3 pretrained bases, 5 seeds")
     assert "novel, lora 50.0 35.4 100 0 50 50 50" in " ".join(text.split())  # sd: sqrt(0.5 / 4)

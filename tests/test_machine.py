@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,12 @@ from minipeft.cli import COMMANDS, check_output
 from minipeft.course import claims
 from minipeft.course.questions import questions
 from minipeft.files import DATA, RESULTS
-from minipeft.lab import compare, plot
+from minipeft.lab import compare, plot, rates
 from minipeft.tiny_world import pretrain
 
 # Every command that writes, and what would do its work.
 WRITING = {"compare --quick": "minipeft.lab.compare.compare",
-           "compare --sweep": "minipeft.lab.compare.sweep",
+           "compare --sweep": "minipeft.lab.rates.sweep",
            "pretrain": "minipeft.tiny_world.pretrain.pretrain",
            "finetune --data data.jsonl": "minipeft.cli.finetune.load",
            "merge run": "minipeft.cli.merge.load",
@@ -135,19 +136,18 @@ def test_pretraining_does_not_replace_the_shipped_bases(shipped, monkeypatch, ca
 
 def test_a_sweep_does_not_replace_the_shipped_rates_and_says_how_to_use_its_own(
         shipped, monkeypatch, capsys):
-    def run_all(jobs, folder, workers, progress):
-        folder.mkdir(parents=True)
-        return [dict(arm=job.arm, task=job.task, lr=job.lr, loss=1.0, exact_match=0.5)
-                for job in jobs]
-    monkeypatch.setattr(compare, "run_all", run_all)
+    def run_study(jobs, run, path, version, workers, progress, desc):
+        path.parent.mkdir(parents=True)
+        return [dict(version=version, job=asdict(job), loss=1.0, share=0.5) for job in jobs]
+    monkeypatch.setattr(rates, "run_study", run_study)
     assert main(["compare", "--sweep", "--methods", "lora", "--tasks", "elicit"]) == 0
     found = Path("results") / "learning_rates.json"
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"written: {found}; to compare at these rates, copy it over {compare.LEARNING_RATES}")
-    assert json.loads(found.read_text())["chosen"] == {"elicit": {"full": 1e-4, "lora": 3e-4}}
-    monkeypatch.setattr(compare, "LEARNING_RATES", found)
+        f"written: {found}; to compare at these rates, copy it over {rates.LEARNING_RATES}")
+    assert json.loads(found.read_text())["chosen"] == {"elicit": {"full": 1e-4, "lora": 3.2e-4}}
+    monkeypatch.setattr(rates, "LEARNING_RATES", found)
     assert main(["compare", "--quick"]) == 1
-    assert "has no rate for full on novel" in capsys.readouterr().err
+    assert "has no rate of 'full' on 'novel'" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------- an output that is not UTF-8

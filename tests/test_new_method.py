@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from minipeft import GPT, PeftModel, get_peft_model
 from minipeft.__main__ import main
 from minipeft.adapter import Adapter, AdapterSet, find_modules
-from minipeft.lab import compare
-from minipeft.lab.compare import Job
+from minipeft.lab import compare, rates, runs, study
+from minipeft.lab.runs import Job
 from minipeft.nf4 import NF4Linear
 from minipeft.peft_model import METHODS, Method
 from minipeft.recipes import RECIPES, Recipe, adapt
@@ -94,16 +94,16 @@ def test_the_recipe_is_followed(model):
 @pytest.fixture
 def in_this_process(monkeypatch):
     """Workers that know the toy: threads, which share this process's METHODS and RECIPES."""
-    monkeypatch.setattr(compare, "multiprocessing",
+    monkeypatch.setattr(study, "multiprocessing",
                         SimpleNamespace(get_context=lambda _: multiprocessing.dummy))
-    monkeypatch.setattr(compare, "start_worker", lambda: None)
-    monkeypatch.setattr(compare, "STEPS", dict.fromkeys(compare.STEPS, STEPS))
-    monkeypatch.setattr(compare, "PROMPTS", 8)
+    monkeypatch.setattr(study, "start_worker", lambda: None)
+    for task in list(runs.STEPS):
+        monkeypatch.setitem(runs.STEPS, task, STEPS)
     monkeypatch.setitem(RECIPES, "full", replace(RECIPES["full"], grid=(1e-3,)))
 
 
 def test_it_is_swept_and_compared(in_this_process, monkeypatch, tmp_path, capsys):
-    found = compare.sweep(["full", "shift"], ["elicit"], 1, tmp_path / "runs", 1)
+    found = rates.sweep(["full", "shift"], ["elicit"], (100,), tmp_path, 1)
     assert found["chosen"]["elicit"]["shift"] in (1e-2, 3e-2)
     monkeypatch.setattr(compare, "learning_rate", lambda arm, task: found["chosen"][task][arm])
     assert main(["compare", "--methods", "shift", "--tasks", "elicit", "--quick", "--workers", "1",
@@ -115,9 +115,9 @@ def test_it_is_swept_and_compared(in_this_process, monkeypatch, tmp_path, capsys
 
 def test_its_runs_are_cached_under_its_recipe(monkeypatch):
     job = Job("shift", "elicit", 0, 1e-2, STEPS)
-    key = job.key()
+    before = compare.key(job)
     monkeypatch.setitem(RECIPES, "shift", replace(RECIPES["shift"], size=4))
-    assert job.key() != key
+    assert compare.key(job) != before
 
 
 def test_it_is_planned(capsys):

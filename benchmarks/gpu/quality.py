@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from minipeft import figures
 from minipeft.files import write_json
-from minipeft.lab import compare, plot
-from minipeft.lab.summary import exact_match, layout
+from minipeft.lab import compare, plot, rates
+from minipeft.lab.runs import USUAL, Job, run
+from minipeft.lab.summary import layout, shares
 from minipeft.recipes import RECIPES
 from minipeft.tiny_world.pretrain import read_record
 
@@ -48,24 +49,25 @@ def measure(case: World | LanguageModel, where, folder: Path) -> dict:
 
 
 def one_run(case: World) -> dict:
-    job = compare.Job("lora", "elicit", 0, 1e-3, case.steps)
-    return {"bases": len(read_record()), "lora elicit, 2 steps": compare.run(job)["loss"]}
+    job = Job("lora", "elicit", 0, 1e-3, case.steps)
+    return {"bases": len(read_record()), "lora elicit, 2 steps": run(job)["loss"]}
 
 
 def measure_world(case: World, folder: Path) -> dict:
     """The sweep of learning rates again, and the comparison at the rates that are shipped."""
-    tasks, methods, workers = list(compare.STEPS), list(RECIPES), os.cpu_count()
+    tasks, methods, workers = list(USUAL), list(RECIPES), os.cpu_count()
     progress = partial(tqdm, file=sys.stderr)
-    found = compare.sweep(methods, tasks, case.seeds, folder / "runs", workers, progress)
+    found = rates.sweep(methods, tasks, tuple(range(100, 100 + case.seeds)), folder, workers,
+                        progress)
     write_json(folder / "sweep.json", found)
     (folder / "compare").mkdir(parents=True, exist_ok=True)
     results = compare.compare(methods, tasks, case.seeds, folder / "compare", workers,
                               progress=progress)
     plot.compare_pictures(results, folder / "compare")
     return {"bases": len(read_record()), "sweep": "sweep.json", "compare": "compare/compare.json",
-            "rates": {f"{task}, {arm}": [chosen, compare.learning_rate(arm, task)]
+            "rates": {f"{task}, {arm}": [chosen, rates.learning_rate(arm, task)]
                       for task, arms in found["chosen"].items() for arm, chosen in arms.items()},
-            "exact_match": {f"{task}, {arm}": exact_match(results, arm, task)
+            "learned": {f"{task}, {arm}": shares(results, arm, task)
                             for task in tasks for arm in methods}}
 
 
@@ -84,8 +86,8 @@ def table(results: dict) -> str:
     lines = [f"{world.get('bases')} pretrained bases, {world['settings']['seeds']} seeds"]
     rows = [[name, f"{100 * statistics.mean(values):.1f}", f"{100 * statistics.stdev(values):.1f}",
              " ".join(f"{100 * value:.0f}" for value in values)]
-            for name, values in world.get("exact_match", {}).items()]
-    lines += [layout(["task, method", "exact match %", "sd", "by seed"], rows)] if rows else []
+            for name, values in world.get("learned", {}).items()]
+    lines += [layout(["task, method", "learned, %", "sd", "by seed"], rows)] if rows else []
     lines += [f"{name}: this sweep chose {new:g}, the shipped one {old:g}"
               for name, (new, old) in world.get("rates", {}).items() if new != old]
     lines += [f"{name}: skipped, {found['skipped']}" for name, found in results["cases"].items()
@@ -95,7 +97,7 @@ def table(results: dict) -> str:
 
 def figure(results: dict) -> Figure:
     """Every seed's score as a mark."""
-    scores = results["cases"]["tiny world"].get("exact_match", {})
+    scores = results["cases"]["tiny world"].get("learned", {})
     fig, (ax,) = figures.new_figure()
     for i, values in enumerate(scores.values()):
         ax.plot([i] * len(values), [100 * value for value in values], "o", color=figures.COLOURS[1])

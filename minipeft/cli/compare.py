@@ -10,7 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..files import write_json
-from ..lab import compare, plot, summary
+from ..lab import compare, plot, rates, summary
+from ..lab.runs import STEPS, USUAL
 from ..recipes import RECIPES
 from . import UsageError, check_output
 
@@ -21,7 +22,8 @@ def arguments(parser) -> None:
     parser.add_argument("--methods", nargs="+", default=list(RECIPES), metavar="METHOD",
                         help=f"of {', '.join(RECIPES)} (default: all; full always runs)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK",
-                        help=f"of {', '.join(compare.STEPS)} (default: all; with --quick novel)")
+                        help=f"of {', '.join(STEPS)} (default: {' '.join(USUAL)}; with --quick "
+                             "novel)")
     parser.add_argument("--seeds", type=int, default=3, help="runs a method and task (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("results"),
                         help="folder for compare.json, the pictures and finished runs "
@@ -35,7 +37,7 @@ def arguments(parser) -> None:
 
 
 def run(args) -> None:
-    args.tasks = args.tasks or (["novel"] if args.quick else list(compare.STEPS))
+    args.tasks = args.tasks or (["novel"] if args.quick else list(USUAL))
     check(args)
     start = time.perf_counter()
     progress = partial(tqdm, file=sys.stderr, dynamic_ncols=True)
@@ -43,13 +45,13 @@ def run(args) -> None:
     seeds = 1 if args.quick else args.seeds
     try:
         if args.sweep:
-            found = compare.sweep(methods, args.tasks, seeds, args.out / "runs", args.workers,
-                                  progress)
-            path = args.out / compare.LEARNING_RATES.name
+            found = rates.sweep(methods, args.tasks, rates.SWEEP_SEEDS, args.out, args.workers,
+                                progress)
+            path = args.out / rates.LEARNING_RATES.name
             write_json(path, found)
             print(sweep_report(found))
             print(f"\nwritten: {path}; to compare at these rates, copy it over "
-                  f"{compare.LEARNING_RATES}")
+                  f"{rates.LEARNING_RATES}")
             return
         results = compare.compare(methods, args.tasks, seeds, args.out, args.workers,
                                   5 if args.quick else 25, progress)
@@ -66,7 +68,7 @@ def run(args) -> None:
 
 def check(args) -> None:
     for kind, known, given in (("method", RECIPES, args.methods),
-                               ("task", compare.STEPS, args.tasks)):
+                               ("task", STEPS, args.tasks)):
         for name in given:
             if name not in known:
                 raise UsageError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
@@ -85,10 +87,10 @@ def sweep_report(found: dict) -> str:
                 runs = [r for r in found["runs"]
                         if (r["arm"], r["task"], r["lr"]) == (arm, task, lr)]
                 loss = statistics.mean(math.inf if r["loss"] is None else r["loss"] for r in runs)
-                score = statistics.mean(r["exact_match"] for r in runs)
+                score = statistics.mean(r["share"] for r in runs)
                 lines.append([task, arm, f"{lr:g}", f"{loss:.4f}", f"{100 * score:.1f} %",
                               "chosen" if lr == best else ""])
-    header = ["task", "method", "learning rate", "loss", "exact match", ""]
+    header = ["task", "method", "learning rate", "loss", "learned", ""]
     return summary.layout(header, lines)
 
 

@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 
 from ..figures import COLOURS, HATCHES, look, new_figure, save_figure, stacked_bars
 from ..recipes import RECIPES
-from .summary import exact_match, forgetting, spread
+from .summary import forgetting, shares, spread
 
 
 def labels(methods: list[str]) -> list[str]:
@@ -66,14 +66,14 @@ def quality_figure(results: dict) -> Figure:
     fig, axes = new_figure(len(tasks), figsize=(4.2 * len(tasks) + 1, 3.8))
     for ax, task in zip(axes, tasks):
         for arm in results["methods"]:
-            mean, deviation = spread(exact_match(results, arm, task))
+            mean, deviation = spread(shares(results, arm, task))
             ax.errorbar(results["costs"][arm]["trainable"], 100 * mean, yerr=100 * deviation,
                         capsize=4, label=RECIPES[arm].label, **point(arm))
         ax.set_xscale("log")
         ax.set_ylim(-6, 108)
         ax.set_xlabel("trainable parameters (log scale)")
         ax.set_title(task)
-    axes[0].set_ylabel(f"exact match, % (mean ± sd, {results['seeds']} seeds)")
+    axes[0].set_ylabel(f"learned, % (mean ± sd, {results['seeds']} seeds)")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     return fig
 
@@ -83,13 +83,13 @@ def forgetting_figure(results: dict) -> Figure:
     fig, (ax,) = new_figure()
     for arm in results["methods"]:
         runs = [r for r in results["runs"] if (r["arm"], r["task"]) == (arm, task)]
-        ax.plot([100 * r["exact_match"] for r in runs], [forgetting(r) for r in runs],
+        ax.plot([100 * r["share"] for r in runs], [forgetting(r) for r in runs],
                 label=RECIPES[arm].label, **point(arm))
     ax.axhline(0, color="black", linewidth=0.8)
     ax.set_yscale("symlog", linthresh=0.1)
     ax.set_ylim(-0.05, 30)
     ax.set_xlim(-6, 106)
-    ax.set_xlabel(f"exact match on {task}, % (a mark a seed)")
+    ax.set_xlabel(f"learned of {task}, % (a mark a seed)")
     ax.set_ylabel("rise of the pretraining loss,\nnats per token (linear below 0.1)")
     ax.set_title("Forgetting against learning")
     fig.legend(loc="outside right center")

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..train import evaluate
 from .documents import END, TOKENIZER
 from .village import DIRECTIONS, LANGUAGES, THINGS, UNKNOWN_LANGUAGE
 
@@ -42,6 +43,11 @@ class Task:
         if n < 1:
             raise ValueError(f"n must be at least 1 prompt, got {n}")
         return self._examples(random.Random(split), n, split)
+
+    def score(self, model: nn.Module, split: str = "report", n: int = 256) -> dict[str, float]:
+        """loss, in nats per target token, and the share of `n` prompts answered exactly right."""
+        loss, exact_match = evaluate(model, self.prompts(n, split))
+        return dict(loss=loss, exact_match=exact_match)
 
     def _examples(self, rng: random.Random, n: int, split: str) -> tuple[Tensor, Tensor]:
         rows = []

@@ -12,6 +12,8 @@ import torch
 from ...files import RESULTS, read_json, write_json
 from ...gpt import GPT
 from ...lab import compare
+from ...lab.rates import learning_rate
+from ...lab.runs import BATCH, STEPS, USUAL
 from ...lora import LoraConfig
 from ...peft_model import get_peft_model
 from ...recipes import RECIPES
@@ -43,7 +45,7 @@ def stored(folder: Path = STORED) -> Measurements:
 def remeasure(folder: Path, seeds: int, workers: int, progress=None) -> Measurements:
     """Everything once more, into `folder`; finished runs of `compare` in it are kept."""
     (folder / "compare").mkdir(parents=True, exist_ok=True)
-    results = compare.compare(list(RECIPES), list(compare.STEPS), seeds, folder / "compare",
+    results = compare.compare(list(RECIPES), list(USUAL), seeds, folder / "compare",
                               workers, progress=progress)
     found = ranks(progress)
     write_json(folder / FILES[1], found)
@@ -59,7 +61,7 @@ def ranks(progress=None) -> dict:
     torch.manual_seed(0)
     base = load_base(0)
     before = {name: W.clone() for name, W in matrices(base).items()}
-    full = score(base, compare.learning_rate("full", "novel"), progress)
+    full = score(base, learning_rate("full", "novel"), progress)
     update = {name: energy_rank(W - before[name]) for name, W in matrices(base).items()}
     config = LoraConfig(r=1, lora_alpha=16, target_modules="all-linear")
     one = score(get_peft_model(load_base(0), config), RANK_ONE_LR, progress)
@@ -74,9 +76,9 @@ def matrices(model: GPT) -> dict[str, torch.Tensor]:
 
 def score(model, lr: float, progress) -> float:
     """Exact match after learning NOVEL at this rate."""
-    task, steps = TASKS["novel"], compare.STEPS["novel"]
-    train(model, task.batches(steps, compare.BATCH, 0), TrainConfig(lr=lr), steps, progress)
-    return evaluate(model, task.prompts(compare.PROMPTS, "report"))[1]
+    task, steps = TASKS["novel"], STEPS["novel"]
+    train(model, task.batches(steps, BATCH, 0), TrainConfig(lr=lr), steps, progress)
+    return evaluate(model, task.prompts(256, "report"))[1]
 
 
 def energy_rank(delta: torch.Tensor) -> int:

@@ -9,8 +9,8 @@ import statistics
 import torch
 
 from ...files import read_json
-from ...lab.compare import LEARNING_RATES
-from ...lab.summary import exact_match, forgetting, latency_overhead, measured
+from ...lab.rates import LEARNING_RATES
+from ...lab.summary import forgetting, latency_overhead, measured, shares
 from ...peft_model import get_peft_model
 from .claim import Value, exact, fact, within
 from .computed import QV8, all_linear, disturb, small_gpt, some_ids
@@ -20,7 +20,7 @@ from .measured import Measurements
 
 def gap(m: Measurements, arm: str, task: str) -> float:
     """Points of exact match against full fine-tuning, mean over the seeds."""
-    ours, full = (statistics.mean(exact_match(m.compare, name, task)) for name in (arm, "full"))
+    ours, full = (statistics.mean(shares(m.compare, name, task)) for name in (arm, "full"))
     return 100 * (ours - full)
 
 
@@ -110,7 +110,7 @@ def prompt_latency(m: Measurements) -> list[Value]:
 
 
 def prompt_is_lower(m: Measurements) -> list[Value]:
-    scores = {task: 100 * statistics.mean(exact_match(m.compare, "prompt", task))
+    scores = {task: 100 * statistics.mean(shares(m.compare, "prompt", task))
               for task in ("elicit", "novel")}
     return [within("exact match where the skill is in the base", scores["elicit"], 90, 100, "%"),
             within("where it has to be learned", scores["novel"], 0, 20, "%")]

@@ -1,0 +1,86 @@
+"""A long study: every finished run is a line of JSON in one file, appended as it comes.
+
+    records = run_study(jobs, run, path, version=1, workers=2)
+
+A line holds the job, what came out, and the version of the study. The version is raised by hand
+when a run would mean something else; the source is not hashed, for a comment must not undo hours.
+An interrupted study goes on where it stopped. Lines of another version are named, never mixed.
+"""
+import json
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+Progress = Callable[..., Iterable]              # as tqdm: (iterable, total=, desc=)
+
+
+def start_worker() -> None:
+    """One thread a process, and no denormals, before the first tensor operation."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C is the parent's to answer
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(1)
+
+
+def in_processes(call: Callable, inputs: list, workers: int, progress: Progress | None,
+                 desc: str = "runs") -> Iterable:
+    """What `call` gives for each input, as it comes, from processes of one thread each."""
+    if inputs:
+        context = multiprocessing.get_context("spawn")
+        with context.Pool(min(workers, len(inputs)), start_worker) as pool:
+            results = pool.imap_unordered(call, inputs)
+            yield from progress(results, total=len(inputs), desc=desc) if progress else results
+
+
+def read_lines(path: Path, version: int) -> dict[str, dict]:
+    """The finished runs of a study's file, by job; ValueError for a line that is none of this
+    version."""
+    found = {}
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, start=1):
+        try:
+            record = json.loads(line)
+            job, of = record["job"], record["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number} is no run of a study ({error!r}); delete "
+                             f"that line, and the run is done again") from None
+        if of != version:
+            raise ValueError(f"{path}, line {number} is of version {of} of this study, which is "
+                             f"now at {version}; move the file away, and begin anew")
+        found[key_of(job)] = record
+    return found
+
+
+def key_of(job: dict) -> str:
+    return json.dumps(job, sort_keys=True)
+
+
+def run_study(jobs: list, run: Callable, path: Path, version: int, workers: int,
+              progress: Progress | None = None, desc: str = "runs") -> list[dict]:
+    """The records of all jobs (dataclasses), in order; those in the file are not done again.
+
+    run: job -> dict, at the top of a module, since other processes import it
+    """
+    done = read_lines(path, version)
+    missing = [job for job in jobs if key_of(asdict(job)) not in done]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8", newline="\n") as file:
+        for job, found in in_processes(Both(run), missing, workers, progress, desc):
+            record = {"version": version, "job": asdict(job), **found}
+            done[key_of(asdict(job))] = record
+            file.write(json.dumps(record) + "\n")
+            file.flush()
+    return [done[key_of(asdict(job))] for job in jobs]
+
+
+class Both:
+    """job -> (job, run(job)): results arrive in any order."""
+
+    def __init__(self, run: Callable):
+        self.run = run
+
+    def __call__(self, job) -> tuple:
+        return job, self.run(job)
