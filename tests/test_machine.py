@@ -144,7 +144,17 @@ def test_a_sweep_does_not_replace_the_shipped_rates_and_says_how_to_use_its_own(
     found = Path("results") / "learning_rates.json"
     assert capsys.readouterr().out.splitlines()[-1] == (
         f"written: {found}; to compare at these rates, copy it over {rates.LEARNING_RATES}")
-    assert json.loads(found.read_text())["chosen"] == {"elicit": {"full": 1e-4, "lora": 3.2e-4}}
+    new, old = (json.loads(path.read_text()) for path in (found, rates.LEARNING_RATES))
+    swept = {"full": 1e-4, "lora": 3.2e-4}           # the smallest, where every loss is the same
+    assert new["chosen"] == old["chosen"] | {"elicit": old["chosen"]["elicit"] | swept}
+    others = [run for run in old["runs"] if (run["task"], run["arm"] in swept) != ("elicit", True)]
+    assert new["runs"][:len(others)] == others and len(new["runs"]) > len(others)
+    assert {run["share"] for run in new["runs"][len(others):]} == {0.5}
+
+
+def test_a_table_of_rates_that_lacks_one_is_refused_by_name(shipped, monkeypatch, capsys):
+    found = Path("rates.json")
+    found.write_text('{"chosen": {"novel": {"lora": 0.001}}}')
     monkeypatch.setattr(rates, "LEARNING_RATES", found)
     assert main(["compare", "--quick"]) == 1
     assert "has no rate of 'full' on 'novel'" in capsys.readouterr().err

@@ -48,7 +48,7 @@ def run(args) -> None:
             found = rates.sweep(methods, args.tasks, rates.SWEEP_SEEDS, args.out, args.workers,
                                 progress)
             path = args.out / rates.LEARNING_RATES.name
-            write_json(path, found)
+            write_json(path, rates.with_stored(found))
             print(sweep_report(found))
             print(f"\nwritten: {path}; to compare at these rates, copy it over "
                   f"{rates.LEARNING_RATES}")
@@ -56,14 +56,21 @@ def run(args) -> None:
         results = compare.compare(methods, args.tasks, seeds, args.out, args.workers,
                                   5 if args.quick else 25, progress)
     except KeyboardInterrupt:
-        kept = len(list((args.out / "runs").glob("*.json")))
-        print(f"\n{kept} finished runs are kept in {args.out / 'runs'}; the same command goes on "
-              f"from there", file=sys.stderr)
+        print(f"\n{kept(args)}; the same command goes on from there", file=sys.stderr)
         raise
     pictures = plot.compare_pictures(results, args.out)
     print(report(results))
     print("\nwritten:", ", ".join(str(p) for p in [args.out / "compare.json", *pictures]))
     print(f"in {time.perf_counter() - start:.0f} s", file=sys.stderr)
+
+
+def kept(args) -> str:
+    """How many runs are finished, and where they are."""
+    runs, lines = args.out / "runs", args.out / rates.LINES
+    if not args.sweep:
+        return f"{len(list(runs.glob('*.json')))} finished runs are kept in {runs}"
+    count = len(lines.read_text(encoding="utf-8").splitlines()) if lines.exists() else 0
+    return f"{count} finished runs are kept in {lines}"
 
 
 def check(args) -> None:

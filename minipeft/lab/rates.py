@@ -1,6 +1,6 @@
 """Learning rates: every method tries its whole grid, and one rule takes one for each task.
 
-    python -m minipeft compare --sweep      one line a run in OUT/sweep.jsonl, then the choice
+    python -m minipeft compare --sweep      a line a run in OUT/sweep.jsonl, then the choice
 """
 import math
 import statistics
@@ -12,6 +12,7 @@ from .runs import STEPS, Job, run
 from .study import Progress, run_study
 
 LEARNING_RATES = DATA / "learning_rates.json"
+LINES = "sweep.jsonl"           # in the folder of a sweep
 SWEEP_SEEDS = (100, 101, 102)   # no seed of a report; each shipped base once
 VERSION = 1                     # of the sweep, see study.py
 
@@ -53,10 +54,20 @@ def sweep(methods: list[str], tasks: list[str], seeds: tuple[int, ...], out: Pat
     """Every rate of every arm's grid on the seeds of the sweep, and the choice."""
     jobs = [Job(arm, task, seed, lr, STEPS[task], "sweep") for task in tasks for arm in methods
             for lr in RECIPES[arm].grid for seed in seeds]
-    lines = run_study(jobs, scores, out / "sweep.jsonl", VERSION, workers, progress, "sweep")
+    lines = run_study(jobs, scores, out / LINES, VERSION, workers, progress, "sweep")
     runs = [line["job"] | {key: value for key, value in line.items()
                            if key not in ("job", "version")} for line in lines]
     chosen = {task: {arm: choose([r for r in runs if (r["arm"], r["task"]) == (arm, task)])
                      for arm in methods} for task in tasks}
-    return dict(rule=choose.__doc__.strip().splitlines()[0], seeds=list(seeds), chosen=chosen,
-                runs=runs)
+    return dict(rule=choose.__doc__.strip().splitlines()[0], chosen=chosen, runs=runs)
+
+
+def with_stored(found: dict) -> dict:
+    """A sweep together with what the stored one has of other arms and tasks: a whole table."""
+    stored = read_json(LEARNING_RATES) if LEARNING_RATES.exists() else dict(chosen={}, runs=[])
+    kept = [run for run in stored["runs"]
+            if run["arm"] not in found["chosen"].get(run["task"], {})]
+    tasks = [*stored["chosen"], *(task for task in found["chosen"] if task not in stored["chosen"])]
+    return found | dict(runs=[*kept, *found["runs"]],
+                        chosen={task: stored["chosen"].get(task, {}) | found["chosen"].get(task, {})
+                                for task in tasks})
