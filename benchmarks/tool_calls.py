@@ -319,8 +319,8 @@ def table(results: dict) -> str:
              f"{'':<9}{'trained':>12}{'MB':>6}{'s/step':>8}{'rate':>8}{'n':>3}"
              f"{'exact match %':>15}{'test loss':>15}{'English, nats':>15}"]
     for method, usual in RECIPES.items():
-        runs, cost = scored(results, method), results["costs"][method]
-        if runs:
+        runs, cost = scored(results, method), results["costs"].get(method)
+        if runs and cost:
             exact, loss, english_ = ([run["test"][key] for run in runs]
                                      for key in ("exact_match", "loss", "english"))
             lines.append(f"{usual.label:<9}{runs[0]['trained']:>12,}"

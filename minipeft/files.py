@@ -21,7 +21,8 @@ RESULTS = PACKAGE / "results" if IN_WHEEL else CHECKOUT / "benchmarks" / "result
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary name beside `path`, for the block to write: its file then takes the place of
-    `path`, whole, with the mode that the umask says; if the block raises, it is removed."""
+    `path`, whole, with the mode that the umask says; if the block raises, it is removed. One
+    writer of a file in a process."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     part.touch()
     mode = part.stat().st_mode & 0o777             # safetensors would leave 0600
@@ -54,7 +55,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str
 def read_json(path: Path, do: str = "restore it", wanted: type = dict):
     """The object (or list) in a file; ValueError, which says what to `do`, if it holds none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))       # a BOM is no fault
     except ValueError as error:                    # not JSON, or not UTF-8
         raise ValueError(f"{path} is not valid JSON: {error}; {do}") from None
     if not isinstance(content, wanted):

@@ -293,8 +293,8 @@ class GPT(nn.Module):
                eos_token_id: int | None = None) -> Iterator[Tensor]:
         """The new tokens of `generate` as they are made, (B, 1) each."""
         check_token_ids(input_ids, self.config.vocab_size)
-        if max_new_tokens < 1 or temperature < 0:
-            raise ValueError(f"generate wants max_new_tokens >= 1 and temperature >= 0, "
+        if max_new_tokens < 1 or not 0 <= temperature < math.inf:
+            raise ValueError(f"generate wants max_new_tokens >= 1 and a finite temperature >= 0, "
                              f"got {max_new_tokens} and {temperature}")
         check_length(input_ids.shape[1] + max_new_tokens - 1, self.config)
         caches = [KVCache() for _ in self.model.layers]

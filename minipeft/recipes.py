@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from .adapter import check_choice
 from .houlsby import HoulsbyConfig
 from .lora import LoraConfig
 from .nf4 import quantize_model
@@ -63,11 +64,13 @@ def adapt(model: nn.Module, method: str, size: int | None = None,
 
     size: of the adapter; None: the recipe's
     dtype: of the frozen weights that are not in 4 bits; None: as they are
+
+    ValueError for an unknown method or a size that no model can have, with the model as it was.
     """
+    check_choice("method", method, tuple(RECIPES))
     recipe = RECIPES[method]
+    config = recipe.config and recipe.config(recipe.size if size is None else size)
     if recipe.four_bit:
         quantize_model(model)                    # before they are rounded to `dtype`
     model.to(dtype)
-    if recipe.config is None:
-        return model
-    return get_peft_model(model, recipe.config(recipe.size if size is None else size))
+    return get_peft_model(model, config) if config else model

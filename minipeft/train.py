@@ -34,8 +34,10 @@ class TrainConfig:
     max_grad_norm: float = 1.0                 # longer gradients are scaled to this norm
 
     def __post_init__(self):
-        if not self.lr > 0 or self.warmup_steps < 0 or not 0 <= self.flat < 1:
-            raise ValueError(f"TrainConfig wants lr > 0, warmup_steps >= 0, 0 <= flat < 1: {self}")
+        if (not 0 < self.lr < math.inf or self.warmup_steps < 0 or not 0 <= self.flat < 1
+                or not 0 < self.max_grad_norm):
+            raise ValueError(f"TrainConfig wants lr > 0 and finite, warmup_steps >= 0, "
+                             f"0 <= flat < 1, max_grad_norm > 0: {self}")
 
     def lr_at(self, step: int, steps: int) -> float:
         """Warm-up, flat, then linear decay to 0 after the last of `steps`."""
@@ -93,13 +95,23 @@ def answered_right(logits: Tensor, targets: Tensor, labels: Tensor) -> Tensor:
     return wrong.index_add_(0, rows, (logits.argmax(-1) != targets).long()) == 0
 
 
+def check_labelled(n: Tensor) -> None:
+    """ValueError unless there is a token to predict."""
+    if not n:
+        raise ValueError(f"a loss wants labelled tokens, got none: every label is {IGNORE}, or "
+                         f"stands at a row's first position")
+
+
 @torch.no_grad()
 def evaluate(model: nn.Module, batch: Batch) -> tuple[float, float]:
     """(loss in nats per labelled token, exact match: the share of rows answered right), in
     evaluation mode."""
+    check_labelled(label_positions(batch[1])[0].sum())
     training, _ = model.training, model.eval()
-    logits, targets = labelled_logits(model, batch)
-    model.train(training)
+    try:
+        logits, targets = labelled_logits(model, batch)
+    finally:
+        model.train(training)
     right = answered_right(logits, targets, batch[1])
     return F.cross_entropy(logits.float(), targets).item(), right.float().mean().item()
 
@@ -125,6 +137,9 @@ def reduce_gradients(parameters: list[nn.Parameter]) -> None:
     Only what is trained has a gradient: this is where an adapter saves the network's time.
     """
     if dist.is_initialized():
+        for parameter in parameters:
+            if parameter.grad is None:                      # no part of the step has used it
+                parameter.grad = torch.zeros_like(parameter)
         flat = summed(torch.cat([p.grad.flatten() for p in parameters]))
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters])):
             parameter.grad.copy_(part.view_as(parameter))
@@ -142,9 +157,7 @@ def accumulate(model: nn.Module, parts: list[Batch],
     device = parts[0][0].device
     n_labelled = summed(sum((label_positions(labels)[0].sum() for _, labels in parts),
                             torch.zeros((), dtype=torch.long, device=device)))
-    if not n_labelled:
-        raise ValueError(f"a step wants labelled tokens, got none in {len(parts)} batches: every "
-                         f"label is {IGNORE}, or stands at a row's first position")
+    check_labelled(n_labelled)
     total = torch.zeros((), device=device)
     for part in parts:
         logits, targets = logits_of(model, part)
@@ -163,6 +176,7 @@ def train_step(model: nn.Module, parts: list[Batch], optimizer: torch.optim.Opti
     """
     (group,) = optimizer.param_groups
     group["lr"] = config.lr_at(step, steps)
+    optimizer.zero_grad()              # whatever an interrupted step or another loop has left
     loss = accumulate(model, parts, logits_of)
     reduce_gradients(group["params"])
     norm = nn.utils.clip_grad_norm_(group["params"], config.max_grad_norm).item()

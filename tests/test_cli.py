@@ -41,6 +41,8 @@ def test_the_commands_of_the_readme_and_of_contributing_parse(line):
      "unknown task 'summarize'; known: elicit, novel, languages"),
     (["compare", "--seeds", "0"], "must be at least 1"),
     (["compare", "--seeds", "two"], "invalid int value: 'two'"),
+    (["compare", "--sweep", "--seeds", "2"], "a sweep has its own seeds, 100, 101, 102"),
+    (["memory", "--model", "tiny", "--gpu", "inf"], "must be a positive number of GiB, got inf"),
     (["compare", "--out", __file__], "--out must be a folder"),
     (["pretrain", "--steps", "0"], "--steps must be at least 1"),
 ])

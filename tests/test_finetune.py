@@ -2,6 +2,7 @@
 import copy
 import itertools
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -177,6 +178,7 @@ def test_every_method_learns_is_kept_and_loads_as_it_was_at_its_best(method, tmp
 @pytest.mark.parametrize("arguments, message", [
     (("dora", 8, 1e-3), "method must be one of .*'lora'"),
     (("lora", 0, 1e-3), "size must be a whole"),
+    (("lora", 2, float("nan")), "lr must be positive and finite, got nan"),
     (("full", None, 1e-3, "bfloat16"), "full fine-tuning wants dtype float32")])
 def test_an_impossible_recipe_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -239,6 +241,18 @@ def test_a_loss_that_is_not_finite_stops_before_anything_changes(tmp_path):
         torch.testing.assert_close(parameter, was, rtol=0, atol=0, equal_nan=True)
     tensors, history = read_checkpoint(tmp_path / "a")
     assert len(history["loss"]) == 2 and all(t.isfinite().all() for t in tensors.values())
+
+
+def test_a_validation_that_is_not_finite_ends_the_run_and_keeps_nothing_of_it(tmp_path):
+    run = started(tmp_path / "a", every=1)
+    take(run, steps=1)
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    with torch.no_grad():
+        list(run.trained.values())[-1].fill_(1e38)              # finite, but not what it computes
+    with pytest.raises(FloatingPointError, match="validation loss after step 1 is nan.*before"):
+        run.validate(examples(6, seed=1))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == kept
+    assert [math.isfinite(s["loss"]) for s in run.history["validation"]] == [True]
 
 
 def test_a_folder_that_holds_something_is_refused(tmp_path):

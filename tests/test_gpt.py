@@ -153,7 +153,7 @@ print(int((x * 1e-10).count_nonzero()))
 
 @pytest.mark.parametrize("start, denormals", [
     ("", 1000), ("torch.set_flush_denormal(True)", 0),
-    ("from minipeft.lab.compare import start_worker; start_worker()", 0),
+    ("from minipeft.lab.study import start_worker; start_worker()", 0),
     ("from minipeft.__main__ import main\ntry: main(['compare', '--seeds', '0'])\n"
      "except SystemExit: pass", 0)])
 def test_denormals_are_flushed_where_a_process_starts(start, denormals):

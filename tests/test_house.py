@@ -72,8 +72,9 @@ def module(base: tuple[str, ...], name: str) -> tuple[str, ...]:
 def place(rows: str, name: str) -> int:
     """On which floor, or how far along its room, a name stands; rooms have one file a place."""
     places = rows.strip().splitlines() if "\n" in rows else rows.split()
-    (found,) = (i for i, row in enumerate(places) if name in row.split())
-    return found
+    found = [i for i, row in enumerate(places) if name in row.split()]
+    assert len(found) == 1, f"{name} has no place in FLOORS or ROOMS, or two: give it one"
+    return found[0]
 
 
 def is_below(other: tuple[str, ...], own: tuple[str, ...]) -> bool:
@@ -97,9 +98,10 @@ def test_every_file_has_its_place_in_the_house():
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_down_and_never_sideways_into_another_method(path):
-    own = module_of(path)
+    own, (inside, outside) = module_of(path), imports(path)
+    assert "minipeft" not in outside, "write it relative: lab/sources.py follows those alone"
     if own != ("__init__",):
-        for other in imports(path)[0]:
+        for other in inside:
             assert is_below(other, own), f"{'.'.join(own)} imports {'.'.join(other)}"
 
 

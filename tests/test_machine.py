@@ -145,7 +145,7 @@ def test_a_sweep_does_not_replace_the_shipped_rates_and_says_how_to_use_its_own(
     assert capsys.readouterr().out.splitlines()[-1] == (
         f"written: {found}; to compare at these rates, copy it over {rates.LEARNING_RATES}")
     new, old = (json.loads(path.read_text()) for path in (found, rates.LEARNING_RATES))
-    swept = {"full": 1e-4, "lora": 3.2e-4}           # the smallest, where every loss is the same
+    swept = {"lora": 3.2e-4}                         # the smallest, where every loss is the same
     assert new["chosen"] == old["chosen"] | {"elicit": old["chosen"]["elicit"] | swept}
     others = [run for run in old["runs"] if (run["task"], run["arm"] in swept) != ("elicit", True)]
     assert new["runs"][:len(others)] == others and len(new["runs"]) > len(others)

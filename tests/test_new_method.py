@@ -85,6 +85,17 @@ def test_it_saves_and_loads_through_its_own_file_format(model, ids, tmp_path):
     assert torch.equal(again(ids), y)
 
 
+@pytest.mark.parametrize("method, size, message", [
+    ("dora", 4, "method must be one of 'full', 'lora'.*got 'dora'"),
+    ("qlora", 0, "r must be a whole number of at least 1, got 0")])
+def test_a_recipe_that_cannot_be_followed_leaves_the_model_as_it_was(model, method, size, message):
+    before = {name: type(module) for name, module in model.named_modules()}
+    with pytest.raises(ValueError, match=message):
+        adapt(model, method, size, torch.bfloat16)
+    assert {name: type(module) for name, module in model.named_modules()} == before
+    assert model.lm_head.weight.dtype == torch.float32
+
+
 def test_the_recipe_is_followed(model):
     adapted = adapt(model, "shift")
     assert isinstance(model.get_submodule("model.layers.0.self_attn.q_proj"), NF4Linear)

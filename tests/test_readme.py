@@ -51,11 +51,11 @@ def test_links_lead_to_files():
 def test_the_page_for_contributors_names_what_there_is():
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     quoted = re.findall(r"`([^`\n]+)`", text)
-    files = set(re.findall(r"(?<![\w/])(?:\w+/)+[\w.]*", text))
+    files = set(re.findall(r"(?<![\w/.])\.?(?:\w+/)+[\w.]*", text))
     names = {line for line in quoted if re.fullmatch("[A-Z]+", line)}
     targets = {line.removeprefix("make ") for line in quoted if line.startswith("make ")}
     assert len(files) > 20 and names > {"METHODS", "CASES"} and targets > {"lab", "test"}
-    code = "\n".join(path.read_text(encoding="utf-8") for folder in ("minipeft", "tests")
+    code = "\n".join(path.read_text(encoding="utf-8") for folder in ("minipeft", "tests", "benchmarks")
                      for path in (ROOT / folder).rglob("*.py"))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     lost = ({name for name in files if not (ROOT / name).exists()}

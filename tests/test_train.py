@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from minipeft import LoraConfig, get_peft_model
-from minipeft.train import IGNORE, TrainConfig, batch_loss, evaluate, offers_logits_at, train
+from minipeft.train import (IGNORE, TrainConfig, accumulate, batch_loss, evaluate,
+                            offers_logits_at, train)
 
 
 class OnlyLogits(torch.nn.Module):
@@ -122,8 +123,29 @@ def test_nothing_trainable_a_loss_that_diverges_and_missing_batches_are_errors(m
         train(model, [(ids, ids)], TrainConfig(lr=1e-3), 1)
 
 
-@pytest.mark.parametrize("bad", [{"lr": 0}, {"lr": -1}, {"lr": float("nan")},
-                                 {"lr": 1, "warmup_steps": -1}, {"lr": 1, "flat": 1}])
+@pytest.mark.parametrize("bad", [
+    {"lr": 0}, {"lr": -1}, {"lr": float("nan")}, {"lr": float("inf")},
+    {"lr": 1, "warmup_steps": -1}, {"lr": 1, "flat": 1},
+    {"lr": 1, "max_grad_norm": -1}, {"lr": 1, "max_grad_norm": float("nan")}])
 def test_a_config_out_of_range_is_refused(bad):
     with pytest.raises(ValueError, match="TrainConfig wants lr > 0"):
         TrainConfig(**bad)
+
+
+def test_a_step_begins_without_the_gradients_that_something_else_has_left(model, ids):
+    import copy
+    twin = copy.deepcopy(model)
+    batch_loss(twin, (ids, ids)).backward()                     # left behind
+    one, other = (train(m, [(ids, ids)] * 2, TrainConfig(lr=1e-2), 2) for m in (model, twin))
+    assert one.grad_norm == other.grad_norm and one.loss == other.loss
+
+
+def test_a_batch_without_a_label_has_no_loss_and_no_exact_match(model, ids):
+    batch = (ids, torch.full_like(ids, IGNORE))
+    for call in (evaluate, lambda m, b: accumulate(m, [b])):
+        with pytest.raises(ValueError, match="wants labelled tokens, got none"):
+            call(model.train(), batch)
+        assert model.training
+    only_first = torch.where(torch.arange(ids.shape[1]) == 0, ids, IGNORE)
+    with pytest.raises(ValueError, match="stands at a row's first position"):
+        accumulate(model, [(ids, only_first)])

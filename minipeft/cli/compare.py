@@ -24,7 +24,7 @@ def arguments(parser) -> None:
     parser.add_argument("--tasks", nargs="+", metavar="TASK",
                         help=f"of {', '.join(STEPS)} (default: {' '.join(USUAL)}; with --quick "
                              "novel)")
-    parser.add_argument("--seeds", type=int, default=3, help="runs a method and task (default: 3)")
+    parser.add_argument("--seeds", type=int, help="runs a method and task (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("results"),
                         help="folder for compare.json, the pictures and finished runs "
                              "(default: results)")
@@ -41,8 +41,8 @@ def run(args) -> None:
     check(args)
     start = time.perf_counter()
     progress = partial(tqdm, file=sys.stderr, dynamic_ncols=True)
-    methods = [arm for arm in RECIPES if arm in {"full", *args.methods}]
-    seeds = 1 if args.quick else args.seeds
+    methods = [arm for arm in RECIPES if arm in args.methods or (arm == "full" and not args.sweep)]
+    seeds = 1 if args.quick else args.seeds or 3
     try:
         if args.sweep:
             found = rates.sweep(methods, args.tasks, rates.SWEEP_SEEDS, args.out, args.workers,
@@ -79,7 +79,10 @@ def check(args) -> None:
         for name in given:
             if name not in known:
                 raise UsageError(f"unknown {kind} {name!r}; known: {', '.join(known)}")
-    if args.seeds < 1 or args.workers < 1:
+    if args.sweep and args.seeds is not None:
+        raise UsageError(f"a sweep has its own seeds, {', '.join(map(str, rates.SWEEP_SEEDS))}: "
+                         f"leave out --seeds")
+    if (args.seeds is not None and args.seeds < 1) or args.workers < 1:
         raise UsageError(f"--seeds and --workers must be at least 1, got {args.seeds} and "
                          f"{args.workers}")
     check_output(args.out)

@@ -1,4 +1,5 @@
 """`minipeft memory`: what will a fine-tuning run take, and does it fit?"""
+import math
 from pathlib import Path
 
 from ..adapter import nearest
@@ -16,8 +17,8 @@ def arguments(parser) -> None:
                         help=f"{', '.join(PRESETS)}, or the path of a config.json in HuggingFace's "
                              "Llama format")
     parser.add_argument("--method", default="qlora", help=", ".join(RECIPES))
-    parser.add_argument("--r", type=int, default=8,
-                        help="rank; for prompt and prefix virtual tokens, for houlsby bottleneck")
+    parser.add_argument("--r", type=int, help="rank; for prompt and prefix virtual tokens, for "
+                        "houlsby bottleneck (default: as finetune takes it)")
     parser.add_argument("--batch", type=int, default=1, help="sequences a step")
     parser.add_argument("--seq", type=int, default=512, help="tokens a sequence")
     parser.add_argument("--checkpointing", action="store_true",
@@ -30,14 +31,16 @@ def arguments(parser) -> None:
 
 
 def run(args) -> None:
+    if args.gpu is not None and not 0 < args.gpu < math.inf:
+        raise UsageError(f"--gpu must be a positive number of GiB, got {args.gpu}")
     try:
-        planned = memory.Run(read_config(args.model), args.method, args.r, args.batch, args.seq,
+        usual = RECIPES[args.method].llm_size if args.method in RECIPES else None
+        r = (usual or 1) if args.r is None else args.r
+        planned = memory.Run(read_config(args.model), args.method, r, args.batch, args.seq,
                              args.dtype, args.optimizer, args.checkpointing)
         parts = memory.plan(planned)
     except (ValueError, TypeError) as error:
         raise UsageError(str(error)) from error
-    if args.gpu is not None and not args.gpu > 0:
-        raise UsageError(f"--gpu must be a positive number of GiB, got {args.gpu}")
     if args.out:
         check_output(args.out)
     print(table(parts))

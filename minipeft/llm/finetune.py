@@ -6,6 +6,7 @@ on), the adapter with the lowest validation loss in HF PEFT's files, report.json
 import copy
 import functools
 import itertools
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -46,7 +47,9 @@ class RunRecipe:
         if every_weight and self.dtype != "float32":
             raise ValueError("full fine-tuning wants dtype float32: AdamW's steps are smaller than "
                              "the spacing of bfloat16 numbers and would be rounded away")
-        if not every_weight:
+        if not 0 < self.lr < math.inf:
+            raise ValueError(f"lr must be positive and finite, got {self.lr!r}")
+        if RECIPES[self.method].llm_size is not None:
             check_count("size", self.size)
 
     def adapt(self, model: GPT) -> nn.Module:
@@ -156,6 +159,11 @@ class Run:
     def validate(self, examples: list[Example]) -> None:
         """Score the model, keep it if it is the best so far, and write a checkpoint."""
         scores = validate(self.model, examples, self.schedule.micro_batch)
+        if not math.isfinite(scores["loss"]):
+            raise FloatingPointError(
+                f"the validation loss after step {self.done} is {scores['loss']}, so nothing of it "
+                f"is kept; what {self.folder} holds is from before. Try a learning rate below "
+                f"{self.recipe.lr:g}")
         self.history["validation"].append({"step": self.done, **scores})
         if place()[0] == 0:
             if self.best()["step"] == self.done:

@@ -76,8 +76,9 @@ def load_trained(model: GPT, folder: Path) -> nn.Module:
 
 def run_method(folder: Path) -> Recipe:
     """The recipe of the method that the run in `folder` has trained."""
-    method = read_settings(folder).get("recipe", {}).get("method")
-    if method not in RECIPES:
+    recipe = read_settings(folder).get("recipe")
+    method = recipe.get("method") if isinstance(recipe, dict) else None
+    if method not in list(RECIPES):                     # a list: the file may hold anything
         raise ValueError(f"{folder / RUN} must name a method, one of {', '.join(RECIPES)}, got "
                          f"{method!r}")
     return RECIPES[method]
