@@ -55,7 +55,8 @@ def test_the_page_for_contributors_names_what_there_is():
     names = {line for line in quoted if re.fullmatch("[A-Z]+", line)}
     targets = {line.removeprefix("make ") for line in quoted if line.startswith("make ")}
     assert len(files) > 20 and names > {"METHODS", "CASES"} and targets > {"lab", "test"}
-    code = "\n".join(path.read_text(encoding="utf-8") for folder in ("minipeft", "tests", "benchmarks")
+    folders = ("minipeft", "tests", "benchmarks")
+    code = "\n".join(path.read_text(encoding="utf-8") for folder in folders
                      for path in (ROOT / folder).rglob("*.py"))
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     lost = ({name for name in files if not (ROOT / name).exists()}
