@@ -6,8 +6,8 @@
 
 A language is a permutation of the 48 things, drawn at random. A model that knows the format and no
 translation guesses one of 48 and stores 0 bits; a wrong belief counts below zero. The share is of
-all K 48 log2 48 bits, 268 a language. (A permutation holds less, log2 48! = 203 bits: the last words of
-one follow from the others, for whoever uses that.)
+all K 48 log2 48 bits, 268 a language. (A permutation holds less, log2 48! = 203 bits: the last
+words of one follow from the others, for whoever uses that.)
 """
 import math
 import random
