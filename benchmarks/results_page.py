@@ -9,9 +9,9 @@ from pathlib import Path
 import tool_calls
 from gpu import fits, kernels, latency, quality
 
-from minipeft.cli.compare import report
+from minipeft.cli.compare import graded_report, report
 from minipeft.files import write_text
-from minipeft.lab import bench_nf4, bench_step, summary
+from minipeft.lab import bench_nf4, bench_step, graded, plot, summary
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -55,7 +55,8 @@ def page() -> str:
     compare, nf4 = stored("compare/compare.json"), stored("nf4_cpu.json")
     tools = stored("tool_calls/comparison.json")
     pictures = "\n".join(f"![{name}](results/compare/{name}.png)" for name in
-                         ("quality", "curves", "forgetting", "parameters", "memory", "latency"))
+                         plot.PICTURES)
+    study = graded_report(graded.read(RESULTS / "languages")).strip()
     parity = (FOLDER / "parity.md").read_text(encoding="utf-8").strip()
     return f"""# Results
 
@@ -70,6 +71,17 @@ Written by `python benchmarks/results_page.py` from the files in `benchmarks/res
 ```
 
 {pictures}
+
+## Fast, and at the end
+
+`python -m minipeft compare --graded --out benchmarks/results/languages`; a line a run in
+`graded.jsonl`.
+
+```
+{study}
+```
+
+![graded](results/languages/graded.png)
 
 ## NF4 beside bitsandbytes
 

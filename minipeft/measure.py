@@ -75,7 +75,7 @@ def training_bytes(model: nn.Module, batch: Batch) -> TrainingBytes:
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds of one call: median and quartiles over the rounds."""
+    """Median and quartiles over the rounds: of seconds, or of ratios."""
 
     median: float
     low: float
@@ -86,7 +86,15 @@ class Timing:
 
 def interleaved(calls: dict[str, Callable], rounds: int = 15, warmup: int = 2,
                 progress: Callable[[Iterable], Iterable] | None = None) -> dict[str, Timing]:
-    """Time each call once a round, in turn, so that a drift of the machine hits all alike."""
+    """Seconds of each call, timed in turn, see `in_turn`."""
+    return {name: summary(values)
+            for name, values in in_turn(calls, rounds, warmup, progress).items()}
+
+
+def in_turn(calls: dict[str, Callable], rounds: int = 15, warmup: int = 2,
+            progress: Callable[[Iterable], Iterable] | None = None) -> dict[str, list[float]]:
+    """Time each call once a round, so that a drift of the machine hits all alike: the seconds of
+    every round."""
     seconds = {name: [] for name in calls}
     numbered = range(warmup + rounds)
     for number in (progress(numbered) if progress else numbered):
@@ -96,7 +104,12 @@ def interleaved(calls: dict[str, Callable], rounds: int = 15, warmup: int = 2,
             synchronize()
             if number >= warmup:
                 seconds[name].append(time.perf_counter() - start)
-    return {name: summary(values) for name, values in seconds.items()}
+    return seconds
+
+
+def ratio(seconds: list[float], to: list[float]) -> Timing:
+    """How many times as long as another call of the same round."""
+    return summary([a / b for a, b in zip(seconds, to)])
 
 
 def synchronize() -> None:

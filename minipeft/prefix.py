@@ -95,10 +95,14 @@ class PrefixAttention(Adapter):
         self.prefix = prefix
         self.kv_heads = base_layer.config.kv_heads
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        k, v = (half.unflatten(-1, (self.kv_heads, -1)).transpose(0, 1)[None]   # (1, H_kv, P, D)
+    def keys_and_values(self) -> tuple[Tensor, Tensor]:
+        """P_K and P_V by head, (1, H_kv, P, D) each."""
+        k, v = (half.unflatten(-1, (self.kv_heads, -1)).transpose(0, 1)[None]
                 for half in self.prefix().chunk(2, dim=-1))
-        return self.base_layer(x, cache=cache, prefix_kv=(k, v))
+        return k, v
+
+    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
+        return self.base_layer(x, cache=cache, prefix_kv=self.keys_and_values())
 
 
 @torch.no_grad()

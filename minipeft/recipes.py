@@ -45,7 +45,7 @@ def houlsby(m: int) -> HoulsbyConfig:
 
 
 # Rates in quarters of a decade: the languages go from most bits stored to none within one notch
-_ALL = (1e-4, 1.8e-4, 3.2e-4, 5.6e-4, 1e-3, 1.8e-3, 3.2e-3, 5.6e-3, 1e-2)       # every weight
+_ALL = (3.2e-5, 5.6e-5, 1e-4, 1.8e-4, 3.2e-4, 5.6e-4, 1e-3, 1.8e-3, 3.2e-3, 5.6e-3, 1e-2)
 _WEIGHTS = (3.2e-4, 5.6e-4, 1e-3, 1.8e-3, 3.2e-3, 5.6e-3, 1e-2, 1.8e-2, 3.2e-2, 5.6e-2)
 _VECTORS = (1e-2, 1.8e-2, 3.2e-2, 5.6e-2, 0.1, 0.18, 0.32, 0.56, 1.0, 1.8)      # of virtual tokens
 RECIPES = {

@@ -57,6 +57,13 @@ def test_a_claim_names_the_heading_that_proves_it(claim):
     assert heading in headings(path), f"{path.name} has no heading {heading!r}"
 
 
+def test_the_course_lists_with_each_notebook_the_claims_that_it_proves():
+    page = (NOTEBOOKS / "README.md").read_text(encoding="utf-8")
+    for name, listed in re.findall(r"\]\((\w+)\.ipynb\) .*\| ([\d, ]*)\|$", page, re.M):
+        proved = [claim.id for claim in CLAIMS if claim.notebook.startswith(name)]
+        assert [int(n) for n in listed.replace(",", " ").split()] == proved, name
+
+
 def headings(path: Path) -> list[str]:
     """Without their numbers: "3. The method" and "3 · The method" are "The method"."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]

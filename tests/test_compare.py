@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from minipeft.lab import compare, summary
-from minipeft.lab.compare import at_full_size, code_hash, costs, key, run_all
+from minipeft.lab import compare, graded, rates, summary
+from minipeft.lab.compare import at_full_size, code_hash, costs, forms, key, run_all, timed
 from minipeft.lab.rates import LEARNING_RATES, SWEEP_SEEDS, choose
 from minipeft.lab.runs import KEPT, STEPS, Job, run
 from minipeft.lab.sources import sources
-from minipeft.recipes import RECIPES
+from minipeft.recipes import RECIPES, adapt
+from minipeft.tiny_world.pretrain import load_base
 
 QUICK = Job("lora", "elicit", 0, 1e-3, 2)
 
@@ -112,8 +113,11 @@ if os.name == "nt":     # no SIGINT to a child there
     # lr: (loss, exact match) of one seed, ...
     ({1e-3: [(0.5, 0.9)], 3e-3: [(0.1, 1.0)], 1e-2: [(0.01, 1.0)]}, 3e-3),      # solves, smallest
     ({1e-3: [(0.5, 1.0), (2, 0.9)], 3e-3: [(0.1, 1.0), (0.1, 1.0)]}, 3e-3),     # mean over seeds
-    ({1e-3: [(2.6, 0.0)], 3e-3: [(2.5, 0.0)], 1e-2: [(2.7, 0.1)]}, 3e-3),       # none: lowest loss
-    ({1e-3: [(2.6, 0.0)], 3e-3: [(None, 0.0)]}, 1e-3),                          # diverged
+    # none: the lower of the best neighbours, not the best itself, which stands at a cliff
+    ({1e-3: [(1.0, 0.6)], 3e-3: [(0.7, 0.7)], 1e-2: [(0.2, 0.9)], 3e-2: [(2.6, 0.0)]}, 3e-3),
+    ({1e-2: [(2.6, 0.0)], 1e-3: [(0.7, 0.7), (0.7, 0.7)], 3e-3: [(0.2, 0.9), (2.6, 0)]}, 1e-3),
+    ({1e-3: [(2.6, 0.0)], 3e-3: [(2.5, 0.0)], 1e-2: [(None, 0.0)]}, 1e-3),      # diverged
+    ({1e-3: [(2.6, 0.0)]}, 1e-3),                                               # one rate
 ])
 def test_the_choice_of_a_learning_rate(scores, chosen):
     runs = [dict(lr=lr, loss=loss, share=em) for lr, group in scores.items()
@@ -123,14 +127,16 @@ def test_the_choice_of_a_learning_rate(scores, chosen):
 
 def test_every_arm_has_a_stored_swept_rate_and_the_choice_follows_from_the_stored_runs():
     sweep = json.loads(LEARNING_RATES.read_text())
-    assert sweep["chosen"].keys() == STEPS.keys()
+    assert sweep["chosen"].keys() == STEPS.keys() and sweep["rule"] == rates.rule()
     for task, arm in itertools.product(STEPS, RECIPES):
         runs = [r for r in sweep["runs"] if (r["task"], r["arm"]) == (task, arm)]
         assert sweep["chosen"][task][arm] == choose(runs)
         assert {r["split"] for r in runs} == {"sweep"}
-        if task == "languages":
-            assert {r["lr"] for r in runs} == set(RECIPES[arm].grid)
-            assert {r["seed"] for r in runs} == set(SWEEP_SEEDS)
+        assert {r["lr"] for r in runs} == set(RECIPES[arm].grid)
+        assert {r["seed"] for r in runs} == set(SWEEP_SEEDS)
+        inside = RECIPES[arm].grid[1:-1]
+        assert sweep["chosen"][task][arm] in inside, f"{arm}, {task}: at the edge of its grid"
+    assert not set(SWEEP_SEEDS) & {*range(3), *graded.FAST_SEEDS, *graded.DOUBLED_SEEDS}
 
 
 def test_full_size_counts_are_those_by_hand():
@@ -156,22 +162,47 @@ def test_costs_are_complete_and_leave_the_thread_count_alone():
     found = costs(["full", "lora"], rounds=2)
     assert torch.get_num_threads() == threads
     assert found["full"]["trainable"] == found["full"]["parameters"] == 955_520
-    assert set(found["lora"]["latency"]) == {f"{form}, batch {rows}" for rows in (1, 32)
-                                             for form in ("as trained", "merged")}
+    assert set(found["lora"]["latency"]) == {
+        f"{form}, {phase}, {rows}" for rows in (1, 32) for phase in ("prefill", "decode")
+        for form in ("as trained", "merged")}
+    assert set(found["full"]["latency"]) == {
+        f"as trained, {phase}, {rows}" for rows in (1, 32) for phase in ("prefill", "decode")}
+    assert found["full"]["latency"]["as trained, decode, 1"]["ratio"]["median"] == 1
     # a file holds the trained float32 numbers and a small header with their names
     for arm in found.values():
         assert 0 < arm["file_bytes"] - 4 * arm["trainable"] < 12_000
+
+
+@pytest.mark.parametrize("arm", RECIPES)
+def test_every_form_and_phase_that_is_timed_gives_the_logits_of_the_whole_text(arm):
+    """Read at once without a cache by the model as trained. A merge rounds, QLoRA's most: into
+    float32 weights here. atol: two orders above what float32 sums of this size differ by."""
+    torch.manual_seed(0)
+    model = adapt(load_base(0), arm).eval()
+    ids = torch.randint(0, 400, (3, 17))
+    with torch.no_grad():
+        whole = model(ids)                                                        # (3, 17, V)
+    found = {form: (timed("prefill", served, virtual, ids), timed("decode", served, virtual, ids))
+             for _, form, served, virtual in forms(arm, model)}
+    others = dict(lora="merged", qlora="merged", prompt="cached", prefix="cached")
+    assert list(found) == ["as trained", *([others[arm]] if arm in others else [])]
+    for prefill, decode in found.values():
+        for _ in range(2):                       # a call finds its caches as the last one did
+            assert torch.allclose(prefill(), whole[:, :-1], atol=1e-3)
+            assert torch.allclose(decode(), whole[:, -1:], atol=1e-3)
 
 
 def results_with(exact_match: dict[str, list[float]]) -> dict:
     runs = [dict(arm=arm, task="elicit", exact_match=em, share=em, restored=True,
                  forgetting=dict.fromkeys(KEPT, 0.0))
             for arm, scores in exact_match.items() for em in scores]
-    timing = dict(median=1.0, low=0.9, high=1.1)
+    timing = dict(seconds=dict(median=2.0, low=1.9, high=2.2),
+                  ratio=dict(median=1.0, low=0.9, high=1.1))
     cost = dict(trainable=1, parameters=1, bytes=dict(weights=1, gradients=1, optimizer=2,
-                activations=4), latency={f"{form}, batch 1": timing
-                                         for form in ("as trained", "merged")})
-    return dict(runs=runs, methods=list(exact_match), tasks=["elicit"],
+                activations=4), latency={f"{form}, {phase}, {rows}": timing
+                                         for form in ("as trained", "merged") for rows in (1, 32)
+                                         for phase in ("prefill", "decode")})
+    return dict(runs=runs, methods=list(exact_match), tasks=["elicit"], steps=STEPS,
                 costs=dict.fromkeys(exact_match, cost),
                 full_size={arm: dict(trainable=1, parameters=1, preset="x") for arm in exact_match})
 

@@ -28,7 +28,8 @@ ROOT = Path(__file__).parent.parent
 SOURCES = ("minipeft", "data", "benchmarks/results", "pyproject.toml", "README.md", "LICENSE")
 DATA = {"data/learning_rates.json", "data/questions.json", "data/tiny_gpt.json",
         *(f"data/tiny_gpt_seed{seed}.safetensors" for seed in range(3)),
-        "data/tool_calls/train.jsonl", "results/claims.json", "results/compare/compare.json"}
+        "data/tool_calls/train.jsonl", "results/claims.json", "results/compare/compare.json",
+        "results/languages/graded.jsonl"}
 # A command, and a part of what it prints. `bench step` would take minutes and 5 GB; its texts are
 # among DATA.
 LONG = {"claims": "every check holds", "pretrain --steps 2": "written: results",

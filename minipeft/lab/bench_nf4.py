@@ -190,29 +190,34 @@ def table(results: dict) -> str:
 
 
 def write(results: dict, out: Path, name: str) -> None:
-    """The data as JSON and the first shape's float32 cases as a picture."""
+    """The data as JSON and the float32 cases as a picture."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", results)
     save_figure(lambda: figure(results), out / f"{name}.png")
 
 
 def figure(results: dict) -> Figure:
-    """One panel an operation; bars in milliseconds, with the ratio to minipeft beside each."""
-    shape = results["cases"][0]["shape"]
-    shown = [case for case in results["cases"] if case["shape"] == shape
-             and case["dtype"] == "float32" and "double" not in case["operation"]]
-    picture = Figure(figsize=(7.2, 5.6))
-    axes = picture.subplots(len(shown), 1, squeeze=False)[:, 0]
-    for ax, case in zip(axes, shown):
-        names = list(case["seconds"])
+    """A row an operation, a column a shape; milliseconds, with the ratio to minipeft's beside."""
+    shown = [case for case in results["cases"]
+             if case["dtype"] == "float32" and "double" not in case["operation"]]
+    operations, shapes = ([*dict.fromkeys(tuple(case[key]) if key == "shape" else case[key]
+                                          for case in shown)] for key in ("operation", "shape"))
+    picture = Figure(figsize=(3.0 + 3.8 * len(shapes), 0.6 + 1.7 * len(operations)))
+    axes = picture.subplots(len(operations), len(shapes), squeeze=False)
+    for case in shown:
+        row, column = operations.index(case["operation"]), shapes.index(tuple(case["shape"]))
+        ax, names = axes[row][column], list(case["seconds"])
         medians = [1e3 * case["seconds"][name]["median"] for name in names]
         errors = [[1e3 * abs(case["seconds"][name][edge] - case["seconds"][name]["median"])
                    for name in names] for edge in ("low", "high")]
         shades = [COLOURS[0] if name.startswith(OURS) else "#b9c7cc" for name in names]
         bars = ax.barh(names, medians, xerr=errors, color=shades, edgecolor="black", capsize=3)
-        ax.bar_label(bars, [f" {m:.2f} ms = {m / medians[0]:.1f}x" for m in medians], padding=4)
+        ax.bar_label(bars, [f" {m:.2f} ms = {m / medians[0]:.1f}x" for m in medians], padding=4,
+                     fontsize=8)
         ax.invert_yaxis()
-        ax.set_xlim(0, 1.7 * max(medians))
-        ax.set_title(f"{case['operation']}, {shape[0]} x {shape[1]} float32", loc="left")
-    axes[-1].set_xlabel("milliseconds a call: median, quartiles; x: times minipeft's median")
+        ax.set_xlim(0, 1.9 * max(medians))
+        ax.set_title(f"{case['operation']}, {' x '.join(map(str, case['shape']))}", loc="left",
+                     fontsize=9)
+        ax.tick_params(labelsize=8, labelleft=column == 0)
+    axes[-1][0].set_xlabel("milliseconds a call, float32: median, quartiles")
     return picture

@@ -8,12 +8,14 @@ Runs are independent processes of one thread. Each is written to a file when it 
 hash of the code, the base and the configuration, so that an interrupted comparison is resumed.
 """
 import contextlib
+import copy
 import hashlib
+import itertools
 import json
 import os
 import platform
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
@@ -23,15 +25,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..files import read_json, write_json
-from ..gpt import GPT, GPTConfig
-from ..measure import interleaved, training_bytes, weight_bytes
+from ..gpt import GPT, GPTConfig, KVCache
+from ..measure import in_turn, interleaved, ratio, summary, training_bytes, weight_bytes
 from ..peft_model import PeftModel, count_parameters
+from ..prefix import PrefixAttention
+from ..prompt import SoftPrompt
 from ..recipes import RECIPES, adapt
 from ..tiny_world import documents
 from ..tiny_world.pretrain import load_base, read_record
-from ..tiny_world.tasks import TASKS
 from ..train import batch_loss
-from .rates import learning_rate
+from .rates import learning_rate, stored_means
 from .runs import BATCH, STEPS, Job, base_seed, run, task_of
 from .sources import sources
 from .study import Progress, in_processes
@@ -70,38 +73,87 @@ def run_all(jobs: list[Job], folder: Path, workers: int, progress: Progress | No
 
 # ---------------------------------------------------------------- costs
 
+TEXT = 64                # tokens of the text when a call is timed
+LONG = (8, 192)          # rows and tokens of a training step: far more tokens than virtual ones
+ROWS = (1, 32)           # rows when a call is timed
+PHASES = ("prefill", "decode")
+
 
 def costs(methods: list[str], rounds: int, progress: Progress | None = None) -> dict[str, dict]:
-    """Parameters, bytes and seconds of each arm, on the base of seed 0, with one thread."""
+    """Parameters, bytes and seconds of each arm, on the base of seed 0, with one thread.
+
+    latency: "form, phase, rows" -> median and quartiles of the seconds and of the ratios, round by
+    round, to the unadapted model. prefill: a text of TEXT tokens; decode: one token more, its keys
+    and values in a cache. A form is `as trained`; `merged`; or `cached`: the unadapted model, with
+    the keys and values of a prompt or a prefix in its caches, as a server would keep them.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         models = {arm: adapt(load_base(0), arm) for arm in methods}
-        batch = next(TASKS["novel"].batches(1, BATCH, 0))
-        result = {arm: counted(model, batch) for arm, model in models.items()}
+        batch = documents.pretraining_batch(0, 0, *LONG)
+        result = {arm: counted(model, batch) | dict(latency={}) for arm, model in models.items()}
         steps = interleaved({arm: training_step(model, batch) for arm, model in models.items()},
                             rounds, progress=progress and partial(progress, desc="time a step"))
-        ready = {(arm, "as trained"): model.eval() for arm, model in models.items()}
-        ready |= {(arm, "merged"): model for arm in methods if (model := merged(arm))}
-        for rows in (1, 32):
-            ids, _ = documents.pretraining_batch(0, 0, rows)                   # (rows, 64)
-            timings = interleaved({key: forward(model, ids) for key, model in ready.items()},
-                                  rounds, progress=progress and partial(
-                                      progress, desc=f"time batch {rows}"))
-            for (arm, form), timing in timings.items():
-                result[arm].setdefault("latency", {})[f"{form}, batch {rows}"] = timing.as_dict()
         for arm in methods:
             result[arm]["step"] = steps[arm].as_dict()
+        served = [form for arm, model in models.items() for form in forms(arm, model.eval())]
+        for rows, phase in itertools.product(ROWS, PHASES):
+            ids, _ = documents.pretraining_batch(0, 0, rows, TEXT + 1)             # (rows, T + 1)
+            seconds = in_turn({(arm, form): timed(phase, model, caches, ids)
+                               for arm, form, model, caches in served}, rounds,
+                              progress=progress and partial(progress, desc=f"time {phase}, {rows}"))
+            for (arm, form), values in seconds.items():
+                result[arm]["latency"][f"{form}, {phase}, {rows}"] = dict(
+                    seconds=summary(values).as_dict(),
+                    ratio=ratio(values, seconds["full", "as trained"]).as_dict())
     finally:
         torch.set_num_threads(threads)
     return result
 
 
-def merged(arm: str) -> nn.Module | None:
-    """A fresh base with the method merged into plain layers; None where that cannot be."""
-    model = adapt(load_base(0), arm)
-    with contextlib.suppress(TypeError):
-        return model.merge_and_unload().eval() if isinstance(model, PeftModel) else None
+Caches = list[tuple[torch.Tensor, torch.Tensor]]     # keys and values of one row, a pair a layer
+
+
+def forms(arm: str, model: nn.Module) -> Iterator[tuple[str, str, nn.Module, Caches | None]]:
+    """(arm, form, the model that is called, what its caches hold before the text)."""
+    yield arm, "as trained", model, None
+    if isinstance(model, PeftModel):
+        with contextlib.suppress(TypeError):
+            yield arm, "merged", adapt(load_base(0), arm).merge_and_unload().eval(), None
+        if virtual := virtual_caches(model):
+            yield arm, "cached", load_base(0).eval(), virtual
+
+
+@torch.no_grad()
+def virtual_caches(model: PeftModel) -> Caches | None:
+    """Keys and values of a soft prompt or a prefix, (1, H_kv, P, D) each; None without either."""
+    gpt = model.get_base_model()
+    adapters = [*model.adapter_sets[model.active_adapter].values()]
+    if isinstance(adapters[0], PrefixAttention):
+        return [adapter.keys_and_values() for adapter in adapters]
+    if isinstance(adapters[0], SoftPrompt):
+        caches = [KVCache() for _ in gpt.model.layers]
+        gpt.model(torch.zeros(1, 1, dtype=torch.long), caches)       # the prompt, and any token
+        return [(cache.k[:, :, :-1], cache.v[:, :, :-1]) for cache in caches]
+    return None
+
+
+def timed(phase: str, model: nn.Module, virtual: Caches | None, ids: torch.Tensor) -> Callable:
+    """The phase as a call without arguments, on caches that it finds as the last call did."""
+    gpt = model.get_base_model() if isinstance(model, PeftModel) else model
+    before = [KVCache() for _ in gpt.model.layers]
+    for kept, (k, v) in zip(before, virtual or []):
+        kept.k, kept.v = (t.expand(len(ids), -1, -1, -1).contiguous() for t in (k, v))
+    if phase == "decode":
+        with torch.no_grad():
+            model(ids[:, :-1], caches=before)
+    new = ids[:, -1:] if phase == "decode" else ids[:, :-1]
+
+    @torch.no_grad()
+    def call() -> torch.Tensor:
+        return model(new, caches=[copy.copy(kept) for kept in before])           # (rows, T, V)
+    return call
 
 
 def counted(model: nn.Module, batch) -> dict:
@@ -130,13 +182,6 @@ def training_step(model: nn.Module, batch) -> Callable[[], None]:
         optimizer.step()
         optimizer.zero_grad()
     return step
-
-
-def forward(model: nn.Module, ids: torch.Tensor) -> Callable[[], None]:
-    def call():
-        with torch.no_grad():
-            model(ids)
-    return call
 
 
 def at_full_size(arm: str, preset: str = "llama-2-7b") -> dict:
@@ -172,6 +217,8 @@ def compare(methods: list[str], tasks: list[str], seeds: int, out: Path, workers
     results = dict(machine=machine(), seeds=seeds, methods=methods, tasks=tasks, steps=STEPS,
                    batch=BATCH, runs=runs, costs=costs(methods, rounds, progress),
                    full_size={arm: at_full_size(arm) for arm in methods},
+                   sweep=[found for found in stored_means()
+                          if found["task"] in tasks and found["arm"] in methods],
                    floors={task: task_of(task, 0).floors for task in tasks})
     write_json(out / "compare.json", results)
     return results

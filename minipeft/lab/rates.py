@@ -2,51 +2,68 @@
 
     python -m minipeft compare --sweep      a line a run in OUT/sweep.jsonl, then the choice
 """
+import itertools
 import math
 import statistics
 from pathlib import Path
 
 from ..files import DATA, read_json
 from ..recipes import RECIPES
-from .runs import STEPS, Job, run
+from .runs import STEPS, Job, forgotten, run
 from .study import Progress, run_study
 
 LEARNING_RATES = DATA / "learning_rates.json"
 LINES = "sweep.jsonl"           # in the folder of a sweep
 SWEEP_SEEDS = (100, 101, 102)   # no seed of a report; each shipped base once
 VERSION = 1                     # of the sweep, see study.py
+AGAIN = "make it with: python -m minipeft compare --sweep"
 
 
 def learning_rate(arm: str, task: str) -> float:
     """The arm's rate from the stored sweep; an error says how to make one that has it."""
-    again = "make it with: python -m minipeft compare --sweep"
-    if not LEARNING_RATES.exists():
-        raise FileNotFoundError(f"no sweep at {LEARNING_RATES}; {again}")
-    chosen = read_json(LEARNING_RATES, again).get("chosen", {})
+    chosen = stored().get("chosen", {})
     if arm not in chosen.get(task, {}):
         raise ValueError(f"the sweep in {LEARNING_RATES} has no rate of {arm!r} on {task!r}; "
-                         f"{again} --methods {arm} --tasks {task}")
+                         f"{AGAIN} --methods {arm} --tasks {task}")
     return chosen[task][arm]
 
 
+def stored() -> dict:
+    """The sweep that the chosen rates come from: rule, chosen, runs."""
+    if not LEARNING_RATES.exists():
+        raise FileNotFoundError(f"no sweep at {LEARNING_RATES}; {AGAIN}")
+    return read_json(LEARNING_RATES, AGAIN)
+
+
 def choose(runs: list[dict], solved: float = 0.99) -> float:
-    """The smallest learning rate that solves the task (99 %), else the one with the lowest loss.
+    """The smallest learning rate that solves the task (99 %), else the lower one of the two
+    neighbours in the grid whose mean loss is lowest.
 
     Smallest, because every method forgets more at larger rates: speed beyond need is not rewarded.
+    Of two, because the best rate itself may stand at a cliff: at the next one, other seeds fail.
     """
     by_lr: dict[float, list[dict]] = {}
-    for record in runs:
+    for record in sorted(runs, key=lambda record: record["lr"]):
         by_lr.setdefault(record["lr"], []).append(record)
     solving = [lr for lr, group in by_lr.items()
                if statistics.mean(r["share"] for r in group) >= solved]
+    if solving:
+        return solving[0]
     mean_loss = {lr: statistics.mean(math.inf if r["loss"] is None else r["loss"] for r in group)
                  for lr, group in by_lr.items()}
-    return min(solving) if solving else min(mean_loss, key=mean_loss.get)
+    pairs = list(itertools.pairwise(by_lr)) or [(lr, lr) for lr in by_lr]
+    return min(pairs, key=lambda pair: mean_loss[pair[0]] + mean_loss[pair[1]])[0]
 
 
 def scores(job: Job) -> dict:
     """What a run gave, without its curve."""
     return {key: value for key, value in run(job).items() if key != "history"}
+
+
+def record(line: dict) -> dict:
+    """A line of a study with its job and its results side by side."""
+    return line["job"] | {key: value for key, value in line.items()
+                          if key not in ("job", "version")}
 
 
 def sweep(methods: list[str], tasks: list[str], seeds: tuple[int, ...], out: Path, workers: int,
@@ -55,19 +72,40 @@ def sweep(methods: list[str], tasks: list[str], seeds: tuple[int, ...], out: Pat
     jobs = [Job(arm, task, seed, lr, STEPS[task], "sweep") for task in tasks for arm in methods
             for lr in RECIPES[arm].grid for seed in seeds]
     lines = run_study(jobs, scores, out / LINES, VERSION, workers, progress, "sweep")
-    runs = [line["job"] | {key: value for key, value in line.items()
-                           if key not in ("job", "version")} for line in lines]
+    runs = [record(line) for line in lines]
     chosen = {task: {arm: choose([r for r in runs if (r["arm"], r["task"]) == (arm, task)])
                      for arm in methods} for task in tasks}
-    return dict(rule=choose.__doc__.strip().splitlines()[0], chosen=chosen, runs=runs)
+    return dict(rule=rule(), chosen=chosen, runs=runs)
+
+
+def rule() -> str:
+    """How a rate is chosen, in one sentence."""
+    return " ".join(choose.__doc__.split("\n\n")[0].split())
 
 
 def with_stored(found: dict) -> dict:
     """A sweep together with what the stored one has of other arms and tasks: a whole table."""
-    stored = read_json(LEARNING_RATES) if LEARNING_RATES.exists() else dict(chosen={}, runs=[])
-    kept = [run for run in stored["runs"]
+    before = stored() if LEARNING_RATES.exists() else dict(chosen={}, runs=[])
+    kept = [run for run in before["runs"]
             if run["arm"] not in found["chosen"].get(run["task"], {})]
-    tasks = [*stored["chosen"], *(task for task in found["chosen"] if task not in stored["chosen"])]
+    tasks = [*before["chosen"], *(task for task in found["chosen"] if task not in before["chosen"])]
     return found | dict(runs=[*kept, *found["runs"]],
-                        chosen={task: stored["chosen"].get(task, {}) | found["chosen"].get(task, {})
+                        chosen={task: before["chosen"].get(task, {}) | found["chosen"].get(task, {})
                                 for task in tasks})
+
+
+def stored_means() -> list[dict]:
+    """Of each task, arm and rate of the stored sweep: loss (None: some seed diverged), share, and
+    forgetting, averaged over the seeds; `chosen`: the rate that is used."""
+    sweep, groups = stored(), {}
+    for run_ in sweep["runs"]:
+        groups.setdefault((run_["task"], run_["arm"], run_["lr"]), []).append(run_)
+    found = []
+    for (task, arm, lr), group in groups.items():
+        whole = all(run_["loss"] is not None for run_ in group)
+        found.append(dict(
+            task=task, arm=arm, lr=lr, n=len(group), chosen=sweep["chosen"][task][arm] == lr,
+            share=statistics.mean(run_["share"] for run_ in group),
+            loss=statistics.mean(run_["loss"] for run_ in group) if whole else None,
+            forgetting=statistics.mean(forgotten(run_) for run_ in group) if whole else None))
+    return found

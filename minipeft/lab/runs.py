@@ -4,6 +4,7 @@ Each seed has a base, an adapter, an order of the data and, in the task of langu
 its own. Sweeps use other seeds than reports, so no rate is chosen on what is reported.
 """
 import math
+import statistics
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,6 @@ from ..tiny_world.tasks import TASKS, Task
 from ..train import TrainConfig, evaluate, train
 
 STEPS = {"elicit": 60, "novel": 200, "languages": 200}
-USUAL = ("elicit", "novel")                     # what is compared unless somebody asks for more
 BATCH = 32                                      # examples a step
 K = 8                                           # languages of the task of that name
 KEPT = ("story", "facts", "ferry")              # kinds of document that no task redefines
@@ -74,6 +74,11 @@ def forgetting(model: nn.Module, base: int) -> dict[str, float]:
     before = read_record()[str(base)]["validation"]             # scored when it was shipped
     return {kind: evaluate(model, documents.validation(kind)[:2])[0] - before[kind]["loss"]
             for kind in documents.KINDS}
+
+
+def forgotten(record: dict) -> float:
+    """One number of a run: the rise on documents that no task redefines, mean of their kinds."""
+    return statistics.mean(record["forgetting"][kind] for kind in KEPT)
 
 
 def bare(model: nn.Module) -> dict[str, torch.Tensor]:

@@ -6,7 +6,8 @@ import math
 import statistics
 
 from ..recipes import RECIPES
-from .runs import KEPT
+from ..tiny_world.documents import KINDS
+from . import graded
 
 CLAIMED = {    # method: (updates, inference latency, memory savings, performance)
     "full": ("100 %", "zero", "none", "best"),
@@ -31,9 +32,12 @@ RULES = {
 }
 UNITS = {
     "updates": "share of all parameters that is trained",
-    "latency": "time of a forward pass beyond the unadapted model's, one row of 64 tokens",
-    "memory": "bytes of weights, gradients, optimizer and activations in a step, against FFT's",
-    "performance": "exact match; of languages, the share of the bits; mean ± sd over the seeds",
+    "latency": "time beyond the unadapted model's, one row: to read 64 tokens, to write one more "
+               "(LoRA merged); the larger is judged",
+    "memory": "bytes of weights, gradients, optimizer and activations in a step of 8 x 192 tokens, "
+              "against FFT's",
+    "performance": "learned in this budget of steps: exact match; of languages, the share of the "
+                   "bits; mean ± sd over the seeds; the worst task is judged",
 }
 
 
@@ -47,16 +51,27 @@ def shares(results: dict, arm: str, task: str) -> list[float]:
     return [run["share"] for run in results["runs"] if (run["arm"], run["task"]) == (arm, task)]
 
 
-def forgetting(run: dict) -> float:
-    """Rise of the loss on documents that no task redefines, nats per token, mean of their kinds."""
-    return statistics.mean(run["forgetting"][kind] for kind in KEPT)
-
-
-def latency_overhead(results: dict, arm: str, rows: int = 1, form: str | None = None) -> float:
-    """Percent of the unadapted model's time on top; LoRA merged unless asked otherwise."""
+def latency_overhead(results: dict, arm: str, phase: str = "prefill", rows: int = 1,
+                     form: str | None = None) -> float:
+    """Percent of the unadapted model's time on top, median of the ratios; LoRA merged unless asked
+    otherwise."""
     form = form or ("merged" if arm == "lora" else "as trained")
-    base = results["costs"]["full"]["latency"][f"as trained, batch {rows}"]["median"]
-    return 100 * (results["costs"][arm]["latency"][f"{form}, batch {rows}"]["median"] / base - 1)
+    ratio = results["costs"][arm]["latency"][f"{form}, {phase}, {rows}"]["ratio"]
+    return 100 * (ratio["median"] - 1)
+
+
+def latencies(results: dict, arm: str, form: str | None = None) -> list[float]:
+    """Percent on top of prefill and of decode, one row."""
+    return [latency_overhead(results, arm, phase, form=form) for phase in ("prefill", "decode")]
+
+
+def times(percents_: list[float]) -> str:
+    return ", ".join(f"{round(value):+d}" for value in percents_) + " %"
+
+
+def served(results: dict, arm: str) -> list[str]:
+    """The forms in which the arm's model was timed."""
+    return list(dict.fromkeys(key.split(",")[0] for key in results["costs"][arm]["latency"]))
 
 
 def measured(results: dict, arm: str) -> dict[str, float]:
@@ -67,7 +82,7 @@ def measured(results: dict, arm: str) -> dict[str, float]:
             - max(statistics.mean(shares(results, rival, task)) for rival in rivals)
             for task in results["tasks"]]
     return {"updates": 100 * cost["trainable"] / cost["parameters"],
-            "latency": latency_overhead(results, arm),
+            "latency": max(latencies(results, arm)),
             "memory": 100 * (1 - sum(cost["bytes"].values()) / sum(full["bytes"].values())),
             "performance": 100 * min(gaps)}
 
@@ -88,7 +103,7 @@ def performance(results: dict, arm: str) -> str:
 def cells(results: dict, arm: str) -> list[tuple[str, str, str]]:
     """(claimed, sign, measured) of each column; the sign marks a disagreement."""
     values = measured(results, arm)
-    texts = {"updates": f"{values['updates']:.3g} %", "latency": f"{values['latency']:+.0f} %",
+    texts = {"updates": f"{values['updates']:.3g} %", "latency": times(latencies(results, arm)),
              "memory": f"{values['memory']:.0f} % less", "performance": performance(results, arm)}
     claims = dict(zip(COLUMNS, CLAIMED.get(arm, (NO_CLAIM,) * len(COLUMNS))))
     return [(claim, "≠" if agrees(column, claim, values[column]) is False else " ", texts[column])
@@ -107,7 +122,7 @@ def summary_table(results: dict) -> str:
     """One row a method, each column `claimed | measured`."""
     tasks = ", ".join(results["tasks"])
     header = ["method", *(f"{column:>14} | {about}" for column, about in zip(
-        COLUMNS, ("measured", "batch 1", "to train", f"learned, %: {tasks}")))]
+        COLUMNS, ("measured", "prefill, decode", "to train", f"learned, %: {tasks}")))]
     rows = [[RECIPES[arm].label, *(f"{claim:>14} |{sign}{value}" for claim, sign, value
                                 in cells(results, arm))] for arm in results["methods"]]
     return layout(header, rows)
@@ -119,26 +134,91 @@ def markdown_table(results: dict) -> str:
     for arm in results["methods"]:
         row = [f"{claim} → {sign.strip()} **{value}**" for claim, sign, value
                in cells(results, arm)]
+        if len(served(results, arm)) > 1:          # every form of the arm that was timed
+            row[1] += "; " + "; ".join(f"{form} {times(latencies(results, arm, form))}"
+                                       for form in served(results, arm))
         lines.append(f"| {RECIPES[arm].label} | " + " | ".join(row) + " |")
     return "\n".join(lines)
 
 
 def cost_table(results: dict) -> str:
-    """What was measured, method by method."""
+    """Parameters, bytes and seconds to train, method by method."""
     header = ["method", "trained", "file", "weights", "gradients", "optimizer", "activations",
-              "step", "batch 1", "merged", "batch 32", "merged", "forgetting", "restored"]
+              "step", "restored"]
     rows = []
     for arm in results["methods"]:
         cost, runs = results["costs"][arm], [r for r in results["runs"] if r["arm"] == arm]
-        times = [cost["latency"].get(f"{form}, batch {rows_}") for rows_ in (1, 32)
-                 for form in ("as trained", "merged")]
-        mean, deviation = spread([forgetting(r) for r in runs if r["task"] == results["tasks"][-1]])
         rows.append([RECIPES[arm].label, f"{cost['trainable']:,}", kilo(cost["file_bytes"]),
                      *map(kilo, cost["bytes"].values()), f"{1e3 * cost['step']['median']:.0f} ms",
-                     *(f"{1e3 * t['median']:.2f} ms" if t else "-" for t in times),
-                     f"{mean:+.2f}±{deviation:.2f}",
                      "bitwise" if all(r["restored"] for r in runs) else "no"])
     return layout(header, rows)
+
+
+def latency_table(results: dict) -> str:
+    """Ratios to the unadapted model, a row a form; of the unadapted model itself, milliseconds."""
+    keys = [(phase, rows) for rows in (1, 32) for phase in ("prefill", "decode")]
+    header = ["method", *(f"{phase}, batch {rows}" for phase, rows in keys)]
+    lines = []
+    for arm in results["methods"]:
+        latency = results["costs"][arm]["latency"]
+        for form in served(results, arm):
+            found = [latency[f"{form}, {phase}, {rows}"] for phase, rows in keys]
+            lines.append([f"{RECIPES[arm].label}, {form}", *(
+                f"{1e3 * time['seconds']['median']:.2f} ms" if arm == "full" else
+                "{median:.2f} ({low:.2f} to {high:.2f})".format(**time["ratio"])
+                for time in found)])
+    return layout(header, lines)
+
+
+def forgetting_table(results: dict, task: str) -> str:
+    """Rise of the loss after learning the task, nats per token, a column a kind of document."""
+    header = ["method", *KINDS, "norm of the update"]
+    rows = []
+    for arm in results["methods"]:
+        runs = [r for r in results["runs"]
+                if (r["arm"], r["task"]) == (arm, task) and r["loss"] is not None]
+        if runs:
+            parts = (spread([r["forgetting"][kind] for r in runs]) for kind in KINDS)
+            norms = [r["update_norm"] for r in runs]
+            rows.append([RECIPES[arm].label, *(f"{mean:+.2f}±{sd:.2f}" for mean, sd in parts),
+                         "-" if None in norms else f"{statistics.mean(norms):.1f}"])
+    return layout(header, rows)
+
+
+def graded_table(runs: list[dict]) -> str:
+    """Speed and what is held at the end, of the task of languages, from the stored study."""
+    header = ["method", "trained", f"in {graded.FAST} steps", "at the end", "steps", "flat"]
+    rows = []
+    for arm, recipe in RECIPES.items():
+        fast = graded.learned(runs, arm, graded.FAST)
+        steps, last, flat = graded.at_the_end(runs, arm)
+        if fast and last:
+            rows.append([recipe.label, f"{trained(runs, arm):,}", percents(fast), percents(last),
+                         f"{steps:,}", "yes" if flat else "no"])
+    return layout(header, rows)
+
+
+def equal_table(runs: list[dict]) -> str:
+    """The same task at equal numbers of trained parameters."""
+    header = ["trained, about", "method", "size", "trained", f"in {graded.FAST} steps"]
+    rows = []
+    for about, arms in graded.EQUAL.items():
+        for arm, size in arms:
+            stored = graded.stored_size(arm, size)
+            if fast := graded.learned(runs, arm, graded.FAST, stored):
+                rows.append([f"{about:,}", RECIPES[arm].label, str(size),
+                             f"{trained(runs, arm, stored):,}", percents(fast)])
+    return layout(header, rows)
+
+
+def trained(runs: list[dict], arm: str, size: int | None = None) -> int:
+    return next(r["trainable"] for r in runs if (r["arm"], r["size"]) == (arm, size))
+
+
+def percents(shares_: list[float]) -> str:
+    """"46±17 % (n 3)" """
+    mean, deviation = spread(shares_)
+    return f"{100 * mean:.1f}±{100 * deviation:.1f} % (n {len(shares_)})"
 
 
 def full_size_table(results: dict) -> str:
@@ -174,17 +254,21 @@ def reason(results: dict, arm: str, column: str) -> str:
         return (f"weights, gradients and optimizer take {100 * (1 - static[0] / static[1]):.0f} % "
                 f"less, but activations {kept:.0f} % of FFT's, and at this size they weigh most")
     if column == "latency" and arm in ("prompt", "prefix"):
-        return "its virtual tokens are real positions, computed or attended to in every call"
+        return ("its virtual tokens are real positions: computed or attended to in every call, "
+                "unless their keys and values are kept (cached, in the table of latencies)")
     if column == "latency" and arm == "qlora":
         return "the time to rebuild W from its codes is small beside the rest of this call"
     if column == "latency":
         return "the measured overhead is smaller or larger than the word suggests, on this machine"
     if arm == "full":
-        return "another method scored higher at equal steps, each at its own learning rate"
+        return "another method scored higher in this budget, each at its own learning rate"
     values = measured(results, arm)
-    better = "on these tasks it reached FFT" if values["performance"] >= -2 else \
-        "on these tasks and steps it stayed behind FFT"
-    return f"{better}; the claim speaks of other models and tasks"
+    if values["performance"] >= -2:
+        return "in this budget it reached FFT; the claim speaks of other models and tasks"
+    worst = min(results["tasks"], key=lambda task: statistics.mean(shares(results, arm, task))
+                - statistics.mean(shares(results, "full", task)))
+    return (f"points behind FFT on {worst} after {results['steps'][worst]} steps, each at its own "
+            f"learning rate: speed, not yet what the method can hold")
 
 
 def disagreements(results: dict) -> list[str]:

@@ -139,7 +139,9 @@ def prompt_below_a_tenth_percent(_) -> list[Value]:
     config = PromptTuningConfig(20)
     return [exact("Llama-2-7B, 20 virtual tokens", trained("llama-2-7b", config), 81920),
             exact("the same", share("llama-2-7b", config), 0.0012, "%", 5e-5),
-            exact("T5-XXL, 100 x 4096 of 11e9", 100 * 100 * 4096 / 11e9, 0.0037, "%", 5e-5)]
+            exact("T5-XXL, 100 x 4096 of 11e9", 100 * 100 * 4096 / 11e9, 0.0037, "%", 5e-5),
+            exact("the tiny GPT, P = 16", share("tiny", PromptTuningConfig(16)), 0.2139, "%",
+                  5e-5)]
 
 
 def keys_and_values_in_every_layer(_) -> list[Value]:

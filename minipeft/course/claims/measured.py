@@ -3,6 +3,9 @@
     FOLDER/compare/compare.json     python -m minipeft compare --out FOLDER/compare
     FOLDER/claims.json              what no other command measures
     python -m minipeft claims --remeasure --out FOLDER makes both
+
+The study of the graded task takes hours: it is read where it is stored, RESULTS/languages, and
+made again by python -m minipeft compare --graded alone.
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,11 +14,9 @@ import torch
 
 from ...files import RESULTS, read_json, write_json
 from ...gpt import GPT
-from ...lab import compare
+from ...lab import compare, graded
 from ...lab.rates import learning_rate
-from ...lab.runs import BATCH, STEPS, USUAL
-from ...lora import LoraConfig
-from ...peft_model import get_peft_model
+from ...lab.runs import BATCH, STEPS
 from ...recipes import RECIPES
 from ...tiny_world.pretrain import load_base
 from ...tiny_world.tasks import TASKS
@@ -23,14 +24,14 @@ from ...train import TrainConfig, evaluate, train
 
 STORED = RESULTS
 FILES = ("compare/compare.json", "claims.json")
-RANK_ONE_LR = 3e-3          # of LoRA with r = 1 on all linears
 ENERGY = 0.9                # share of an update's squared norm that its rank must hold
 
 
 @dataclass(frozen=True)
 class Measurements:
-    compare: dict      # compare.compare's results
-    ranks: dict        # ranks()'s
+    compare: dict          # compare.compare's results
+    ranks: dict            # ranks()'s
+    graded: list[dict]     # the runs of graded.study
 
 
 def stored(folder: Path = STORED) -> Measurements:
@@ -39,21 +40,30 @@ def stored(folder: Path = STORED) -> Measurements:
         if not (folder / name).exists():
             raise FileNotFoundError(f"no measurements in {folder / name}; make them with: "
                                     f"python -m minipeft claims --remeasure")
-    return Measurements(*(read_json(folder / name) for name in FILES))
+    return Measurements(*(read_json(folder / name) for name in FILES), graded_runs())
+
+
+def graded_runs() -> list[dict]:
+    """FileNotFoundError says how to make what is missing."""
+    runs = graded.read(RESULTS / "languages")
+    if not runs:
+        raise FileNotFoundError(f"no study in {RESULTS / 'languages' / graded.LINES}; make it "
+                                f"with: python -m minipeft compare --graded")
+    return runs
 
 
 def remeasure(folder: Path, seeds: int, workers: int, progress=None) -> Measurements:
     """Everything once more, into `folder`; finished runs of `compare` in it are kept."""
     (folder / "compare").mkdir(parents=True, exist_ok=True)
-    results = compare.compare(list(RECIPES), list(USUAL), seeds, folder / "compare",
+    results = compare.compare(list(RECIPES), list(STEPS), seeds, folder / "compare",
                               workers, progress=progress)
     found = ranks(progress)
     write_json(folder / FILES[1], found)
-    return Measurements(results, found)
+    return Measurements(results, found, graded_runs())
 
 
 def ranks(progress=None) -> dict:
-    """How much rank a new skill uses: of full fine-tuning's own update, and of LoRA with r = 1.
+    """How much rank full fine-tuning's own update has.
 
     One seed, the task NOVEL. `update` has, for each linear, how many singular directions hold
     ENERGY of the update's squared norm.
@@ -61,12 +71,10 @@ def ranks(progress=None) -> dict:
     torch.manual_seed(0)
     base = load_base(0)
     before = {name: W.clone() for name, W in matrices(base).items()}
-    full = score(base, learning_rate("full", "novel"), progress)
+    exact_match = score(base, learning_rate("full", "novel"), progress)
     update = {name: energy_rank(W - before[name]) for name, W in matrices(base).items()}
-    config = LoraConfig(r=1, lora_alpha=16, target_modules="all-linear")
-    one = score(get_peft_model(load_base(0), config), RANK_ONE_LR, progress)
     return dict(machine=compare.machine(), energy=ENERGY, update=update,
-                width=base.config.hidden_size, exact_match={"full": full, "r=1": one})
+                width=base.config.hidden_size, exact_match=exact_match)
 
 
 def matrices(model: GPT) -> dict[str, torch.Tensor]:
