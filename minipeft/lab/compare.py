@@ -1,7 +1,7 @@
 """Every method on the same tasks, budget, seeds and bases, each at its own swept learning rate.
 
     arm x task x seed -> one run: train, score on the report prompts, measure forgetting, unload
-    arm               -> its costs, measured alone afterwards, one thread, calls interleaved
+    arm               -> its costs, measured alone afterwards, calls interleaved
     arm               -> the same configuration at Llama-2-7B's shapes, exact, on the meta device
 
 Runs are independent processes of one thread. Each is written to a file when it is done, under a
@@ -79,37 +79,53 @@ ROWS = (1, 32)           # rows when a call is timed
 PHASES = ("prefill", "decode")
 
 
+# For glibc. Given back to the system after each call, memory costs page faults or not by what else
+# the heap holds: a decode step of 32 rows then takes 4 or 9 ms.
+HEAP = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+
+
 def costs(methods: list[str], rounds: int, progress: Progress | None = None) -> dict[str, dict]:
-    """Parameters, bytes and seconds of each arm, on the base of seed 0, with one thread.
+    """Parameters, bytes and seconds of each arm on the base of seed 0, in a process of one thread.
 
     latency: "form, phase, rows" -> median and quartiles of the seconds and of the ratios, round by
     round, to the unadapted model. prefill: a text of TEXT tokens; decode: one token more, its keys
     and values in a cache. A form is `as trained`; `merged`; or `cached`: the unadapted model, with
     the keys and values of a prompt or a prefix in its caches, as a server would keep them.
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    result = {arm: {"latency": {}} for arm in methods}
+    before = dict(os.environ)
+    os.environ.update(HEAP)                              # read when a process starts
     try:
-        models = {arm: adapt(load_base(0), arm) for arm in methods}
-        batch = documents.pretraining_batch(0, 0, *LONG)
-        result = {arm: counted(model, batch) | dict(latency={}) for arm, model in models.items()}
-        steps = interleaved({arm: training_step(model, batch) for arm, model in models.items()},
-                            rounds, progress=progress and partial(progress, desc="time a step"))
-        for arm in methods:
-            result[arm]["step"] = steps[arm].as_dict()
-        served = [form for arm, model in models.items() for form in forms(arm, model.eval())]
-        for rows, phase in itertools.product(ROWS, PHASES):
-            ids, _ = documents.pretraining_batch(0, 0, rows, TEXT + 1)             # (rows, T + 1)
-            seconds = in_turn({(arm, form): timed(phase, model, caches, ids)
-                               for arm, form, model, caches in served}, rounds,
-                              progress=progress and partial(progress, desc=f"time {phase}, {rows}"))
-            for (arm, form), values in seconds.items():
-                result[arm]["latency"][f"{form}, {phase}, {rows}"] = dict(
-                    seconds=summary(values).as_dict(),
-                    ratio=ratio(values, seconds["full", "as trained"]).as_dict())
+        for latency, found in in_processes(partial(costs_of, methods, rounds),
+                                           [None, *itertools.product(PHASES, ROWS)], 1, progress,
+                                           "costs"):
+            for arm in methods:
+                (result[arm]["latency"] if latency else result[arm]).update(found[arm])
     finally:
-        torch.set_num_threads(threads)
+        os.environ.clear()
+        os.environ.update(before)
     return result
+
+
+def costs_of(methods: list[str], rounds: int, call: tuple[str, int] | None) -> tuple[bool, dict]:
+    """(whether it is latency, what was found of each arm): a training step, or a phase and rows."""
+    models = {arm: adapt(load_base(0), arm) for arm in methods}
+    if call is None:
+        batch = documents.pretraining_batch(0, 0, *LONG)
+        steps = interleaved({arm: training_step(model, batch) for arm, model in models.items()},
+                            rounds)
+        return False, {arm: counted(model, batch) | dict(step=steps[arm].as_dict())
+                       for arm, model in models.items()}
+    phase, rows = call
+    ids, _ = documents.pretraining_batch(0, 0, rows, TEXT + 1)                     # (rows, T + 1)
+    seconds = in_turn({(arm, form): timed(phase, served, caches, ids) for arm in methods
+                       for _, form, served, caches in forms(arm, models[arm].eval())}, rounds)
+    found = {arm: {} for arm in methods}
+    for (arm, form), values in seconds.items():
+        found[arm][f"{form}, {phase}, {rows}"] = dict(
+            seconds=summary(values).as_dict(),
+            ratio=ratio(values, seconds["full", "as trained"]).as_dict())
+    return True, found
 
 
 Caches = list[tuple[torch.Tensor, torch.Tensor]]     # keys and values of one row, a pair a layer
