@@ -110,7 +110,12 @@ def check_choice(name: str, value, choices: Iterable) -> None:
 
 
 def check_task_type(value) -> None:
-    """ValueError unless `value` is None or the name of a TaskType."""
-    if value is not None and value not in [task.value for task in TaskType]:
-        raise ValueError(f"task_type must be None or one of {', '.join(TaskType.__members__)}, "
-                         f"got {value!r}")
+    """ValueError unless `value` is None or the name of a TaskType without a fresh head."""
+    fresh = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+    known = [task.value for task in TaskType if task.value not in fresh]
+    if value in fresh:
+        raise ValueError(f"task_type {value!s} means to HF PEFT that the model's fresh head is "
+                         f"trained and saved with the adapter, which is not implemented here; "
+                         f"leave task_type out, then train and save the head yourself")
+    if value is not None and value not in known:
+        raise ValueError(f"task_type must be None or one of {', '.join(known)}, got {value!r}")

@@ -255,6 +255,17 @@ class GPT(nn.Module):
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
 
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    @property
+    def tied(self) -> bool:
+        """Whether head and embedding are one tensor now, whatever the config says."""
+        return getattr(self.lm_head, "weight", None) is self.model.embed_tokens.weight
+
     @torch.no_grad()
     def init_weights(self) -> None:
         """Linears N(0, 1 / in), those that write to the residual stream / sqrt(2 L) (GPT-2's rule).

@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from .adapter import (Adapter, AdapterSet, TaskType, check_choice, check_count, check_task_type,
                       find_modules)
+from .hf_names import hf_keywords
 
 
+@hf_keywords
 @dataclass(frozen=True)
 class LoraConfig:
     """HuggingFace PEFT's names; ValueError for values out of range."""
@@ -88,6 +90,19 @@ class LoraLinear(Adapter):
     def delta_weight(self) -> Tensor:
         """s B A, (out, in)."""
         return self.scaling * self.lora_B.weight @ self.lora_A.weight
+
+    @property
+    def weight(self) -> Tensor:
+        """W0 + s B A, laid out as the base's, for callers that read a layer's weight and never call
+        it: nn.MultiheadAttention, nn.TransformerEncoder in evaluation. (What somebody else has
+        packed stays as it is.)"""
+        W0 = self.base_layer.weight
+        delta = self.delta_weight().T if is_conv1d(self.base_layer) else self.delta_weight()
+        return (W0 + delta).to(W0.dtype) if W0.is_floating_point() else W0
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base_layer.bias
 
     def merge(self) -> nn.Module:
         """W0 + s B A in a plain linear layer; a 4-bit base becomes a dequantized `nn.Linear`."""

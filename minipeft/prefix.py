@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, AdapterSet, TaskType, check_choice, check_count, check_task_type
 from .gpt import GPT, KVCache, require_gpt, sample_token_ids
+from .hf_names import hf_keywords
 
 
+@hf_keywords
 @dataclass(frozen=True)
 class PrefixTuningConfig:
     """HuggingFace PEFT's names, and `prefix_init`; ValueError for values out of range."""

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from .adapter import Adapter, AdapterSet, TaskType, check_choice, check_count, check_task_type
 from .gpt import GPT, check_token_ids, require_gpt, sample_token_ids
+from .hf_names import hf_keywords
 
 
+@hf_keywords
 @dataclass(frozen=True)
 class PromptTuningConfig:
     """HuggingFace PEFT's names; ValueError for values out of range."""

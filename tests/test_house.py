@@ -15,8 +15,9 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # The house. An import goes down to a lower row, or inside a room to a file named before it.
 FLOORS = """
 adapter  gpt  train  files
+hf_names
 lora  prompt  prefix  houlsby  nf4  measure  figures
-adapter_file
+adapter_file  state
 peft_model
 recipes  tiny_world
 llm

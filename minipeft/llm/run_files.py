@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from ..figures import new_figure, save_figure
 from ..files import read_json, replacing, save_tensors
 from ..gpt import GPT
-from ..nf4 import quantize_model
+from ..nf4 import NF4Linear, quantize_model
 from ..peft_model import PeftModel
 from ..recipes import RECIPES, Recipe
+from ..state import check_unwrapped
 
 RUN, CHECKPOINT, WEIGHTS = "run.json", "checkpoint.safetensors", "model.safetensors"
 REPORT, CURVES = "report.json", "curves.png"
@@ -54,9 +55,14 @@ def save_trained(model: nn.Module, folder: Path) -> None:
 
 
 def write_weights(model: GPT, folder: Path) -> None:
-    """model.safetensors under HuggingFace's names; a tied head is in it once, as the embedding."""
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    weights = {name: t for name, t in model.state_dict().items() if name not in tied}
+    """model.safetensors under HuggingFace's names; a tied head is in it once, as the embedding, and
+    what is left in 4 bits as the weights it stands for."""
+    check_unwrapped(model)
+    four_bit = {path: m for path, m in model.named_modules() if isinstance(m, NF4Linear)}
+    left_out = {f"{path}.{name}" for path, m in four_bit.items() for name, _ in m.named_buffers()}
+    left_out |= {"lm_head.weight"} if model.tied else set()
+    weights = {name: t for name, t in model.state_dict().items() if name not in left_out}
+    weights |= {f"{path}.weight": m.dequantize() for path, m in four_bit.items()}
     with replacing(folder / WEIGHTS) as part:
         save_tensors(part, weights, {"format": "pt"})
 

