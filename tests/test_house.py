@@ -14,7 +14,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # The house. An import goes down to a lower row, or inside a room to a file named before it.
 FLOORS = """
-adapter  gpt  train  files
+adapter  gpt  train  files  folders
 hf_names
 lora  prompt  prefix  houlsby  nf4  measure  figures
 adapter_file  state

