@@ -103,8 +103,9 @@ def check_count(name: str, value) -> None:
 
 
 def check_choice(name: str, value, choices: Iterable) -> None:
-    """ValueError unless `value` is one of `choices`."""
-    if not any(value is choice or (type(value) is type(choice) and value == choice)
+    """ValueError unless `value` is one of `choices`, texts or True and False; PEFT's enums, which
+    are texts, will do."""
+    if not any(value is choice or (isinstance(value, str) and value == choice)
                for choice in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 

@@ -48,7 +48,7 @@ PRESETS = {  # from the models' own config.json files
 }
 
 
-COLDEST = 1e-5                 # temperature: a logit divided by less may leave float32's range
+COLDEST = 1e-30                # temperature: a logit divided by less may leave float32's range
 
 
 @dataclass(frozen=True)

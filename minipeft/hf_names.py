@@ -26,6 +26,40 @@ NOT_IMPLEMENTED = {
 }
 
 
+# Of its functions, at the values that ask for nothing
+ARGUMENTS = {"autocast_adapter_dtype": True, "mixed": False, "revision": None, "config": None,
+             "ephemeral_gpu_offload": False, "key_mapping": None,
+             "torch_device": None, "safe_serialization": True, "is_main_process": True,
+             "save_embedding_layers": "auto", "path_initial_model_for_weight_conversion": None,
+             "adapter_names": None}
+WHATEVER = ("low_cpu_mem_usage", "progressbar", "safe_merge")     # merging is always safe
+# Names of the package that have another way here
+INSTEAD = {
+    "prepare_model_for_kbit_training": "quantize_model(model), then get_peft_model: it freezes the "
+                                       "base, and the adapters are float32",
+    "PeftConfig": "the config of a method, such as LoraConfig",
+    "PeftModelForCausalLM": "PeftModel",
+    "PeftModelForSeq2SeqLM": "PeftModel",
+    "AutoPeftModel": "PeftModel.from_pretrained(model, folder)",
+    "AutoPeftModelForCausalLM": "PeftModel.from_pretrained(model, folder)",
+    "get_peft_model_state_dict": "peft_model.state_dict(): the keys under adapters.NAME",
+    "set_peft_model_state_dict": "peft_model.load_state_dict(state)",
+    "inject_adapter_in_model": "get_peft_model(model, config).base_model",
+}
+
+
+def check_arguments(call: str, given: dict) -> None:
+    """TypeError for an argument of HuggingFace PEFT's that is unknown here, or not neutral."""
+    for key, value in given.items():
+        if key in WHATEVER:
+            continue
+        if key not in ARGUMENTS:
+            raise TypeError(f"{call} has no argument {key!r}{nearest(key, ARGUMENTS)}")
+        if value != ARGUMENTS[key]:
+            raise TypeError(f"{call}: {key}={value!r} is not implemented here; leave it out, and "
+                            f"see docs/differences.md")
+
+
 def check_neutral(key: str, value, where) -> None:
     """ValueError for a key that we know, do not implement, and that is not at a neutral value."""
     if key in NOT_IMPLEMENTED and value not in (NOT_IMPLEMENTED[key], None, {}, []):

@@ -170,12 +170,24 @@ def target_layers(model: nn.Module, targets: Collection[str] | str | None) -> di
         return {path: module for path, module in model.named_modules()
                 if linear_widths(module) and module is not head
                 and path.rpartition(".")[2] != "lm_head"}
-    layers = find_modules(model, ["q_proj", "v_proj"] if targets is None else targets)
+    layers = default_layers(model) if targets is None else find_modules(model, targets)
     for path, module in layers.items():
         if not linear_widths(module):
             raise TypeError(f"LoRA adapts linear layers, but target {path!r} is a "
                             f"{type(module).__name__}; name the linears inside it")
     return layers
+
+
+def default_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Queries and values, as in the paper; ValueError naming the linears of a model without."""
+    try:
+        return find_modules(model, ["q_proj", "v_proj"])
+    except ValueError:
+        names = {path.rpartition(".")[2]: None for path, module in model.named_modules()
+                 if path and linear_widths(module)}
+        raise ValueError(f"target_modules=None means q_proj and v_proj, and the model has not "
+                         f"both; name some of its linears, {', '.join(names)}, or write "
+                         f"target_modules='all-linear'") from None
 
 
 def lora_adapters(model: nn.Module, config: LoraConfig, dtype: torch.dtype) -> AdapterSet:

@@ -21,6 +21,7 @@ from . import adapter_file
 from .adapter import (Adapter, AdapterSet, find_modules, nearest, put_in_place, replace_modules,
                       take_out)
 from .adapter_file import load_module_tensors, module_tensors
+from .hf_names import check_arguments
 from .houlsby import HoulsbyConfig, houlsby_adapters
 from .lora import LoraConfig, lora_adapters
 from .nf4 import NF4Linear
@@ -50,14 +51,15 @@ METHODS = {method.config.peft_type: method for method in (
 
 
 def get_peft_model(model: nn.Module, peft_config, adapter_name: str = "default",
-                   adapter_dtype: torch.dtype = torch.float32) -> "PeftModel":
+                   adapter_dtype: torch.dtype = torch.float32, **neutral) -> "PeftModel":
     """Freeze `model`, put the adapters of `peft_config` in place, and return both as a PeftModel.
 
     The trainable weights are kept in `adapter_dtype`; LoRA multiplies in the base's own dtype.
 
     TypeError or ValueError, with the model as it was, if the config does not fit the model or the
-    model carries adapters already.
+    model carries adapters already. (`neutral`: HF PEFT's other arguments, if they ask for nothing.)
     """
+    check_arguments("get_peft_model", neutral)
     return PeftModel(model, peft_config, adapter_name, adapter_dtype)
 
 
@@ -187,13 +189,14 @@ class PeftModel(nn.Module):
             parameter.requires_grad_(name in self.was_trainable)
         return self.base_model
 
-    def merge_and_unload(self) -> nn.Module:
+    def merge_and_unload(self, **neutral) -> nn.Module:
         """The base model with the active adapters merged into plain layers; a tied head that was
         merged is untied.
 
         TypeError, with everything as it was, for a method that cannot be merged; ValueError if
         no adapter is active, or if what comes out is not finite.
         """
+        check_arguments("merge_and_unload", neutral)
         if self.active_adapter is None:
             raise ValueError("there is no active adapter to merge: it is disabled, or unloaded; "
                              "set_adapter puts one in place")
@@ -223,9 +226,10 @@ class PeftModel(nn.Module):
     # Files
 
     def save_pretrained(self, save_directory: str | Path,
-                        selected_adapters: Iterable[str] | None = None) -> None:
+                        selected_adapters: Iterable[str] | None = None, **neutral) -> None:
         """Write these sets (None: every one): "default" into `save_directory`, others into folders
         of their names."""
+        check_arguments("save_pretrained", neutral)
         selected = list(self.adapter_sets if selected_adapters is None else selected_adapters)
         for name in selected:
             self._check_known(name)
@@ -252,20 +256,22 @@ class PeftModel(nn.Module):
     @classmethod
     def from_pretrained(cls, model: nn.Module, model_id: str | Path, adapter_name: str = "default",
                         is_trainable: bool = False,
-                        adapter_dtype: torch.dtype = torch.float32) -> "PeftModel":
+                        adapter_dtype: torch.dtype = torch.float32, **neutral) -> "PeftModel":
         """`model` with the adapter of folder `model_id` in place; in evaluation mode, as in HF
         PEFT, unless `is_trainable`.
 
         FileNotFoundError, NotADirectoryError or ValueError, with the model as it was, if the files
         are missing, damaged, for another model, or mean something that is not implemented here.
         """
+        check_arguments("from_pretrained", neutral)
         config, tensors = read_adapter(Path(model_id), is_trainable)
         peft_model = cls(model, config, adapter_name, adapter_dtype, tensors, Path(model_id))
         return peft_model if is_trainable else peft_model.eval()
 
     def load_adapter(self, model_id: str | Path, adapter_name: str,
-                     is_trainable: bool = False) -> None:
+                     is_trainable: bool = False, **neutral) -> None:
         """Add the adapter of folder `model_id`; it waits until set_adapter(adapter_name)."""
+        check_arguments("load_adapter", neutral)
         config, tensors = read_adapter(Path(model_id), is_trainable)
         self.add_adapter(adapter_name, config, tensors, Path(model_id))
 

@@ -502,7 +502,7 @@ def test_a_seed_that_no_generator_takes_is_wrong_usage(line, seed, command, caps
     (["--temperature", "nan"], 1, "finite temperature >= 0"),
     (["--temperature", "inf"], 1, "finite temperature >= 0"),
     (["--temperature", "-1"], 1, "finite temperature >= 0"),
-    (["--temperature", "1e-30"], 1, "temperature must be 0, .*or at least 1e-05, got 1e-30"),
+    (["--temperature", "1e-31"], 1, "temperature must be 0, .*or at least 1e-30, got 1e-31"),
     (["--max-new-tokens", "0"], 1, "max_new_tokens >= 1"),
     (["--max-new-tokens", str(10**30)], 1, "at most 256 positions"),
     (["--system", " "], 2, "--system is empty"),
