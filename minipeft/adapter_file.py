@@ -62,8 +62,9 @@ def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
                                  f"but {folder} is a file")
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
-            there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-            raise FileNotFoundError(f"{folder} holds no {name}; it holds {there}")
+            there = sorted(p.name for p in folder.iterdir())
+            raise FileNotFoundError(f"{folder} holds no {name}; it holds "
+                                    f"{', '.join(there) if there else 'nothing'}")
     try:
         return read_json(folder / CONFIG), load_file(folder / TENSORS)
     except SafetensorError as error:

@@ -24,9 +24,10 @@ def check_unwrapped(model: nn.Module) -> None:
     for path, module in model.named_modules():
         kind = type(module)
         if kind.__name__ in WRAPPERS and kind.__module__.startswith("torch."):
-            raise ValueError(f"{path or 'the model'} is wrapped in {kind.__name__}, whose name for "
-                             f"what is inside would stand in every saved key; pass the module "
-                             f"inside, and wrap the result")
+            found = path if path else "the model"
+            raise ValueError(f"{found} is wrapped in {kind.__name__}, whose name for what is "
+                             f"inside would stand in every saved key; pass the module inside, and "
+                             f"wrap the result")
 
 
 def check_one_place(model: nn.Module, adapters: AdapterSet) -> None:

@@ -9,6 +9,7 @@ FloatingPointError and ImportError end the program with one line and exit status
 cannot be written are found out by check_output, before any work.
 """
 import argparse
+import os
 import re
 from pathlib import Path
 
@@ -41,6 +42,12 @@ def check_output(folder: Path) -> None:
         check_writable(folder)
     except (NotADirectoryError, IsADirectoryError) as error:
         raise UsageError(str(error)) from None
+
+
+def cores() -> int:
+    """How many the machine has, as far as Python can tell."""
+    found = os.cpu_count()
+    return 1 if found is None else found
 
 
 def seed(text: str) -> int:

@@ -82,8 +82,9 @@ def check_ids(cells, path: Path) -> None:
         raise ValueError(f"{path} is not a notebook (cells must be a list of objects); restore it")
     ids = [cell.get("id") for cell in cells]
     for number, name in enumerate(ids, start=1):
-        if not isinstance(name, str) or ids.index(name) != number - 1:
-            first = f"the id {name!r} of cell {ids.index(name) + 1}" if name else "no id"
+        named = isinstance(name, str) and name != ""
+        if not named or ids.index(name) != number - 1:
+            first = f"the id {name!r} of cell {ids.index(name) + 1}" if named else "no id"
             raise ValueError(f"{path}: every cell must have an id of its own, but cell {number} "
                              f"has {first}; save it with JupyterLab 4")
 

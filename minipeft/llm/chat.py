@@ -89,7 +89,7 @@ def parse_line(line: str, where: str) -> Messages:
         missing = [key for key in ("prompt", "completion") if key not in record]
         if missing:
             raise ValueError(f'{where}: must have "messages", or "prompt" and "completion"; '
-                             f"{', '.join(missing)} missing, it has {', '.join(record) or 'none'}")
+                             f"{', '.join(missing)} missing, it has {', '.join(record)}")
         record = {"messages": [{"role": "user", "content": record["prompt"]},
                                {"role": "assistant", "content": record["completion"]}]}
     check_messages(record["messages"], where)

@@ -107,7 +107,7 @@ class SkipInit(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if kwargs else args[0]
-        return function(*args, **(kwargs or {}))
+        return function(*args, **({} if kwargs is None else kwargs))
 
 
 def load(path: Path | None = None, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer]:

@@ -39,7 +39,7 @@ def why_not(name: str, device: torch.device) -> str | None:
 
 def usable_backend(name: str | None, device: torch.device):
     """The module asked for, or the fastest; ValueError with the reason if it cannot run."""
-    name = name or backend_for(device)
+    name = backend_for(device) if name is None else name
     reason = why_not(name, device)
     if reason is not None:
         raise ValueError(f"backend {name!r} cannot run for tensors on {device}: {reason}; "
@@ -153,7 +153,8 @@ def check_search(nested_search: str | None, device: torch.device) -> str:
     """The rule for 8-bit absmax: the one given, or bitsandbytes' for the device."""
     if nested_search not in (None, "table", "nearest"):
         raise ValueError(f"nested_search must be 'table', 'nearest' or None, got {nested_search!r}")
-    return nested_search or ("nearest" if device.type == "cuda" else "table")
+    by_device = "nearest" if device.type == "cuda" else "table"
+    return by_device if nested_search is None else nested_search
 
 
 def check_packed(packed: Tensor, state: QuantState) -> None:
