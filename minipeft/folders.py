@@ -14,8 +14,9 @@ except ImportError:                 # Windows
 OUTPUTS = (".json", ".jsonl", ".png", ".safetensors")        # of all commands
 
 
-def check_writable(folder: Path) -> None:
-    """OSError unless files can be written into `folder`, which need not exist yet.
+def check_writable(folder: Path, do: str = "name another folder with --out") -> None:
+    """OSError, which says what to `do`, unless files can be written into `folder`, which need not
+    exist yet.
 
     Tried by making it and writing a byte (a full disk has room for an empty file); both are undone.
     """
@@ -24,15 +25,14 @@ def check_writable(folder: Path) -> None:
     for path in folder.iterdir() if folder.exists() else ():
         if path.suffix in OUTPUTS and path.is_dir():
             raise IsADirectoryError(f"{path} is a folder, where a file of such a name may have to "
-                                    f"be written; move it away, or choose another --out")
+                                    f"be written; move it away, or {do}")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     probe = folder / f".{os.getpid()}.probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"?")
     except OSError as error:
-        raise OSError(f"nothing can be written into {folder} ({error.strerror}); name another "
-                      f"folder with --out") from None
+        raise OSError(f"nothing can be written into {folder} ({error.strerror}); {do}") from None
     finally:
         with contextlib.suppress(OSError):
             probe.unlink()

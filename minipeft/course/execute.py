@@ -19,6 +19,7 @@ from pathlib import Path
 from matplotlib.image import imread
 
 from ..files import write_text
+from ..folders import check_writable
 
 try:
     import nbformat
@@ -46,9 +47,10 @@ class ThisPython(AsyncKernelManager):
 def execute(path: Path, progress: Callable[[Iterable], Iterable] = iter) -> list[str]:
     """Run all cells in the notebook's folder and store what is new; ids of the changed cells.
 
-    ValueError, with the file as it was, if a cell raises, writes to stderr, takes too long, or
+    OSError if nothing can be written there; ValueError, with the file as it was, if a cell raises, writes to stderr, takes too long, or
     ends the kernel.
     """
+    check_writable(path.parent, "make that folder writable, or work on a copy of the notebooks")
     text = path.read_text(encoding="utf-8")
     raw = read(path, text)
     stored = nbformat.reads(text, as_version=4)
