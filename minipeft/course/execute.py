@@ -47,8 +47,8 @@ class ThisPython(AsyncKernelManager):
 def execute(path: Path, progress: Callable[[Iterable], Iterable] = iter) -> list[str]:
     """Run all cells in the notebook's folder and store what is new; ids of the changed cells.
 
-    OSError if nothing can be written there; ValueError, with the file as it was, if a cell raises, writes to stderr, takes too long, or
-    ends the kernel.
+    OSError if nothing can be written there; ValueError, with the file as it was, if a cell raises,
+    writes to stderr, takes too long, or ends the kernel.
     """
     check_writable(path.parent, "make that folder writable, or work on a copy of the notebooks")
     text = path.read_text(encoding="utf-8")
