@@ -1,9 +1,11 @@
 """Fine-tuning runs: data, steps, checkpoints, processes, commands, on a tiny random model."""
 import copy
+import functools
 import itertools
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -393,3 +395,166 @@ def test_what_cannot_be_merged_leaves_no_folder(command, capsys):
     assert command([*FINETUNE.split(), "--method", "prompt"]) == 0
     assert command(["merge", "run", "--out", "merged"]) == 1
     assert "cannot be merged" in capsys.readouterr().err and not Path("merged").exists()
+
+
+# What goes wrong, and what it leaves
+
+
+def contents(folder=".") -> set[str]:
+    return {p.name for p in Path(folder).iterdir()}
+
+
+@pytest.mark.parametrize("wrong, message", [
+    ("--method prompt --size 300", "at most 256 positions"),
+    ("--method prefix --size 300", "at most 256 positions"),
+    ("--method prompt --size 100000000000000", "at most 256 positions"),
+    ("--method lora --size 33", "r must be at most"),
+    ("--method houlsby --size 33", "bottleneck_size must be at most"),
+    ("--max-length 3", "examples are longer than 3 tokens"),
+    ("--lr nan", "lr must be positive and finite, got nan"),
+    ("--lr inf", "lr must be positive and finite, got inf"),
+    ("--lr 0", "lr must be positive and finite, got 0"),
+    ("--size 0", "size must be a whole number of at least 1, got 0"),
+    ("--steps 0", "steps must be a whole number of at least 1, got 0"),
+    ("--batch-size 0", "batch_size must be a whole number of at least 1, got 0"),
+    ("--micro-batch 0", "micro_batch must be a whole number of at least 1, got 0"),
+    ("--every 0", "every must be a whole number of at least 1, got 0"),
+    ("--patience 0", "patience must be a whole number of at least 1, got 0"),
+    ("--lr 1e30", "there is no checkpoint in run yet"),
+    ("--data none.jsonl", "no data file"),
+])
+def test_a_run_that_fails_before_its_first_step_does_not_block_the_corrected_command(
+        wrong, message, command, capsys):
+    before = contents()
+    assert command([*FINETUNE.split(), *wrong.split()]) == 1
+    err = capsys.readouterr().err
+    assert message in err and err.splitlines()[-1].startswith("minipeft finetune: ")
+    assert contents() == before
+    assert command(FINETUNE.split()) == 0
+
+
+def test_a_folder_in_which_another_run_is_at_work_is_refused(command, capsys):
+    from minipeft.folders import locked
+    assert command(FINETUNE.split()) == 0
+    kept = {name: (Path("run") / name).read_bytes() for name in contents("run")}
+    for folder, line in (("run", "finetune --resume --out run"), ("new", f"{FINETUNE} --out new"),
+                         ("merged", "merge run --out merged")):
+        Path(folder).mkdir(exist_ok=True)
+        with locked(Path(folder)):
+            assert command(line.split()) == 1
+        assert f"another process is at work in {folder}" in capsys.readouterr().err
+    assert {name: (Path("run") / name).read_bytes() for name in contents("run")} == kept
+    assert contents("new") == contents("merged") == set()
+
+
+@pytest.mark.parametrize("step, kept", [(1, "there is no checkpoint in run yet"),
+                                        (3, "the checkpoint in run is of step 2")])
+def test_an_interrupted_run_says_how_it_goes_on_and_does(step, kept, command, capsys, monkeypatch):
+    whole = Run.step
+
+    def interrupted(run, examples):
+        if run.done + 1 == step:
+            raise KeyboardInterrupt
+        whole(run, examples)
+
+    monkeypatch.setattr(Run, "step", interrupted)
+    assert command(FINETUNE.split()) == 1
+    err = capsys.readouterr().err
+    assert kept in err and "python -m minipeft finetune --resume --out run\n" in err
+    monkeypatch.setattr(Run, "step", whole)
+    assert command("finetune --resume --out run".split()) == 0
+    assert command([*FINETUNE.split(), "--out", "unbroken"]) == 0
+    name = "adapter_model.safetensors"
+    assert (Path("run") / name).read_bytes() == (Path("unbroken") / name).read_bytes()
+
+
+@pytest.mark.parametrize("spoil", ["parameter", "exp_avg", "exp_avg_sq"])
+def test_a_state_that_is_not_finite_is_not_written_over_a_good_checkpoint(spoil, tmp_path):
+    run = started(tmp_path / "a", every=1)
+    take(run, steps=1)
+    kept = {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()}
+    run.validate = functools.partial(Run.validate, run)
+    parameter = next(iter(run.trained.values()))
+    target = parameter if spoil == "parameter" else run.optimizer.state[parameter][spoil]
+    with torch.no_grad():
+        target.view(-1)[0] = torch.inf
+    with pytest.raises(FloatingPointError, match="is from before: the checkpoint .* of step 1"):
+        run.validate(examples(6, seed=1))
+    assert {p.name: p.read_bytes() for p in (tmp_path / "a").iterdir()} == kept
+
+
+@pytest.mark.parametrize("line", ["finetune --seed SEED --data data.jsonl --out run",
+                                  "generate hello --seed SEED", "pretrain --seed SEED --out out",
+                                  "quiz --seed SEED"])
+@pytest.mark.parametrize("seed", [10**23, -1, 2**32, "1.5", "", "nan"])
+def test_a_seed_that_no_generator_takes_is_wrong_usage(line, seed, command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command([str(seed) if word == "SEED" else word for word in line.split()])
+    assert stop.value.code == 2
+    assert f"a seed must be a whole number, 0 to 4294967295, got '{seed}'" in (
+        capsys.readouterr().err)
+
+
+# Generating
+
+
+@pytest.mark.parametrize("arguments, status, message", [
+    (["--temperature", "nan"], 1, "finite temperature >= 0"),
+    (["--temperature", "inf"], 1, "finite temperature >= 0"),
+    (["--temperature", "-1"], 1, "finite temperature >= 0"),
+    (["--temperature", "1e-31"], 1, "temperature must be 0, .*or at least 1e-30, got 1e-31"),
+    (["--max-new-tokens", "0"], 1, "max_new_tokens >= 1"),
+    (["--max-new-tokens", str(10**30)], 1, "at most 256 positions"),
+    (["--system", " "], 2, "--system is empty"),
+    (["--system", "a<|im_end|>"], 1, "what the system says holds <|im_end|>"),
+    (["<|im_start|>system"], 1, "what the user says holds <|im_start|>"),
+])
+def test_what_cannot_be_generated_ends_with_one_line(arguments, status, message, command, capsys):
+    try:
+        assert command(["generate", "hello", *arguments]) == status
+    except SystemExit as stop:
+        assert stop.code == status
+    err = capsys.readouterr().err
+    assert re.search(message.replace("|", r"\|"), err.splitlines()[-1]), err
+
+
+def test_an_adapter_trained_under_a_system_turn_is_asked_under_it(command, monkeypatch, capsys):
+    texts = []
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: texts.append(text) or type(
+        "Encoding", (), {"ids": encode(text)}))
+    assert command(["generate", "hello", "--system", "Be brief.", "--max-new-tokens", "2"]) == 0
+    assert command(["generate", "hello", "--max-new-tokens", "2"]) == 0
+    assert texts == [f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\nhello<|im_end|>\n"
+                     f"<|im_start|>assistant\n" for system in ("Be brief.", chat.SYSTEM)]
+
+
+# Conversations in another form
+
+
+@pytest.mark.parametrize("message, expected", [
+    ({"role": "tool", "content": "42"}, "a turn of the tool has no place .* as a turn of the user"),
+    ({"role": "function", "name": "f", "content": "42"}, "a turn of the function has no place"),
+    ({"role": "developer", "content": "x"}, 'write the role "developer" as "system"'),
+    ({"role": "user", "content": [{"type": "text", "text": "hi"}]},
+     "content must be one text, got a list of 1 parts; join"),
+    ({"role": "user", "content": []}, "content must be one text, got a list of 0 parts"),
+    *(({"role": role, "content": f"a {word} b"}, f"what the {role} says holds {re.escape(word)}")
+      for role in ("system", "user", "assistant") for word in chat.CONTROL),
+])
+def test_a_turn_of_another_form_or_with_a_control_token_is_refused(message, expected, tmp_path):
+    last = {"role": "assistant", "content": "ok"}
+    messages = [message, last] if message["role"] != "assistant" else [message]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "hi"},
+                                                               last]}) + "\n"
+                                      + json.dumps({"messages": messages}) + "\n")
+    with pytest.raises(ValueError, match=f"a.jsonl, line 2: .*{expected}"):
+        chat.read_jsonl(tmp_path / "a.jsonl")
+    with pytest.raises(ValueError, match=expected):
+        chat.encode_example(messages, encode)
+    with pytest.raises(ValueError, match=expected):
+        chat.chat_text(messages)
+
+
+def test_words_that_look_like_control_tokens_are_texts():
+    for text in ("<|im_end>", "< |im_end|>", "<|im_END|>", "a < b | c > d", "<file>", "<|pad|>"):
+        assert text in chat.chat_text([{"role": "user", "content": text}])

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from minipeft import LoraConfig, get_peft_model
 from minipeft.adapter import Adapter
-from minipeft.nf4 import NF4Linear, dequantize_nf4, quantize_model, quantize_nf4
+from minipeft.nf4 import NF4Linear, dequantize_nf4, dispatch, quantize_model, quantize_nf4
 
 EXACT = dict(rtol=0, atol=0)
 
@@ -185,3 +186,56 @@ def test_a_single_row_that_needs_a_gradient_gets_it():
     layer(x).sum().backward()
     # the gradient of the sum of W x is the sum of W's rows, added up in another order: some ulp
     torch.testing.assert_close(x.grad[0], layer.dequantize().sum(0), rtol=1e-5, atol=1e-6)
+
+
+# What users of nn.Linear read, and torch.compile
+
+
+def test_the_weight_is_the_dequantized_one_and_no_part_of_the_state():
+    linear, layer = linear_and_nf4()
+    expected = dequantize_nf4(*quantize_nf4(linear.weight, compress_statistics=True))
+    torch.testing.assert_close(layer.weight, expected, **EXACT)
+    assert layer.weight.dtype == torch.float32 and layer.bfloat16().weight.dtype == torch.float32
+    assert "weight" not in layer.state_dict() and "weight" not in dict(layer.named_parameters())
+
+
+@pytest.fixture
+def compiled():
+    torch._dynamo.reset()
+    yield functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("nested, dtype", [(False, torch.float32), (True, torch.bfloat16)])
+def test_a_compiled_layer_is_one_graph_and_computes_the_same(nested, dtype, compiled):
+    _, layer = linear_and_nf4(double_quant=nested)
+    whole = compiled(layer)
+    x = torch.randn(4, 128, dtype=dtype)
+    twins = [x.clone().requires_grad_() for _ in range(2)]
+    for call, twin in zip((whole, layer), twins):
+        call(twin).square().sum().backward()
+    torch.testing.assert_close(whole(x), layer(x), **EXACT)
+    torch.testing.assert_close(twins[0].grad, twins[1].grad, **EXACT)
+    with torch.no_grad():
+        torch.testing.assert_close(whole(x[:1]), layer(x[:1]), **EXACT)      # from the codes
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_a_compiled_qlora_model_is_one_graph_whatever_its_layers(model, ids, compiled):
+    peft_model = get_peft_model(quantize_model(model), LoraConfig(r=2, target_modules="all-linear"))
+    expected = peft_model(ids)
+    whole = compiled(peft_model)
+    torch.testing.assert_close(whole(ids), expected, **EXACT)
+    whole(ids).square().sum().backward()
+    assert all(p.grad is not None for p in peft_model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_operators_in_a_graph_keep_torchs_rules(nested):
+    """As torch.library.opcheck knows them: no aliases, no mutation, true shapes and dtypes."""
+    _, layer = linear_and_nf4(double_quant=nested)
+    arguments = layer.packed, *dispatch.pieces(layer.quant_state)
+    torch.library.opcheck(dispatch.dequantize_in_graph, (*arguments, torch.bfloat16))
+    torch.library.opcheck(dispatch.gemv_in_graph, (*arguments, torch.randn(128)))

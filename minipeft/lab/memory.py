@@ -66,7 +66,7 @@ class FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is not F.scaled_dot_product_attention:
-            return function(*args, **(kwargs or {}))
+            return function(*args, **({} if kwargs is None else kwargs))
         q, k, v, mask = args
         mask = None if mask is None else mask.to(q.dtype)          # (T, S), as the kernel adds it
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu

@@ -16,6 +16,11 @@ from ..train import IGNORE, Batch
 END = "<|im_end|>"                   # of a turn; the model stops when it has said it
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 ROLES = ("system", "user", "assistant")
+# SmolLM2's control tokens: in a text, each would become one id, END the end of the turn
+CONTROL = ("<|endoftext|>", "<|im_start|>", END, "<repo_name>", "<reponame>", "<file_sep>",
+           "<filename>", "<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>",
+           "<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>",
+           "<jupyter_script>", "<empty_output>")
 
 Messages = list[dict[str, str]]
 Example = tuple[list[int], list[int]]               # token ids and labels of one conversation
@@ -23,7 +28,12 @@ Encode = Callable[[str], list[int]]                 # a text to its token ids
 
 
 def with_system(messages: Messages) -> Messages:
-    """SmolLM2 was trained to see SYSTEM where a conversation has no first turn of that role."""
+    """SmolLM2 was trained to see SYSTEM where a conversation has no first turn of that role.
+
+    ValueError for a text with a control token in it, which would be more than a text.
+    """
+    for message in messages:
+        check_form(message, "a conversation")
     if messages and messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": SYSTEM}, *messages]
@@ -79,7 +89,7 @@ def parse_line(line: str, where: str) -> Messages:
         missing = [key for key in ("prompt", "completion") if key not in record]
         if missing:
             raise ValueError(f'{where}: must have "messages", or "prompt" and "completion"; '
-                             f"{', '.join(missing)} missing, it has {', '.join(record) or 'none'}")
+                             f"{', '.join(missing)} missing, it has {', '.join(record)}")
         record = {"messages": [{"role": "user", "content": record["prompt"]},
                                {"role": "assistant", "content": record["completion"]}]}
     check_messages(record["messages"], where)
@@ -91,6 +101,7 @@ def check_messages(messages: Messages, where: str) -> None:
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where}: messages must be a non-empty list, got {messages!r}")
     for message in messages:
+        check_form(message, where)
         if not isinstance(message, dict) or message.get("role") not in ROLES:
             raise ValueError(f"{where}: a message must have one of the roles {', '.join(ROLES)}, "
                              f"got {message!r}")
@@ -100,6 +111,26 @@ def check_messages(messages: Messages, where: str) -> None:
     if messages[-1]["role"] != "assistant":
         raise ValueError(f"{where}: the last message must be the assistant's, which is what is "
                          f"learned, got one of the {messages[-1]['role']}")
+
+
+def check_form(message: dict, where: str) -> None:
+    """ValueError, which says what to write instead, for a turn of another format than ours, or for
+    a control token in a text."""
+    role, content = (message.get("role"), message.get("content")) if isinstance(
+        message, dict) else (None, None)
+    if role in ("tool", "function"):
+        raise ValueError(f"{where}: a turn of the {role} has no place in SmolLM2's chats; write "
+                         f"what it returned as a turn of the user")
+    if role == "developer":
+        raise ValueError(f'{where}: write the role "developer" as "system"')
+    if isinstance(content, list):
+        raise ValueError(f"{where}: content must be one text, got a list of {len(content)} parts; "
+                         f"join the texts of its parts (images and sounds are not read)")
+    found = [word for word in CONTROL if word in content] if isinstance(content, str) else []
+    if found:
+        raise ValueError(f"{where}: what the {role} says holds {found[0]}, which SmolLM2 reads as "
+                         f"a control token, not as text; write it another way, such as "
+                         f"{found[0][0]} {found[0][1:]}")
 
 
 def fitting(examples: list[Example], max_length: int) -> list[Example]:

@@ -8,6 +8,8 @@
 Every file is written whole or not at all.
 """
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from matplotlib.figure import Figure
@@ -17,10 +19,12 @@ from torch import Tensor, nn
 
 from ..figures import new_figure, save_figure
 from ..files import read_json, replacing, save_tensors
+from ..folders import locked, remove_empty
 from ..gpt import GPT
-from ..nf4 import quantize_model
+from ..nf4 import NF4Linear, quantize_model
 from ..peft_model import PeftModel
 from ..recipes import RECIPES, Recipe
+from ..state import check_unwrapped
 
 RUN, CHECKPOINT, WEIGHTS = "run.json", "checkpoint.safetensors", "model.safetensors"
 REPORT, CURVES = "report.json", "curves.png"
@@ -54,11 +58,20 @@ def save_trained(model: nn.Module, folder: Path) -> None:
 
 
 def write_weights(model: GPT, folder: Path) -> None:
-    """model.safetensors under HuggingFace's names; a tied head is in it once, as the embedding."""
-    tied = {"lm_head.weight"} if model.config.tie_word_embeddings else set()
-    weights = {name: t for name, t in model.state_dict().items() if name not in tied}
+    """model.safetensors under HuggingFace's names."""
     with replacing(folder / WEIGHTS) as part:
-        save_tensors(part, weights, {"format": "pt"})
+        save_tensors(part, own_weights(model), {"format": "pt"})
+
+
+def own_weights(model: GPT) -> dict[str, Tensor]:
+    """Each weight once: a tied head as the embedding, and what is left in 4 bits as the weights it
+    stands for. ValueError for a wrapped model."""
+    check_unwrapped(model)
+    four_bit = {path: m for path, m in model.named_modules() if isinstance(m, NF4Linear)}
+    left_out = {f"{path}.{name}" for path, m in four_bit.items() for name, _ in m.named_buffers()}
+    left_out |= {"lm_head.weight"} if model.tied else set()
+    weights = {name: t for name, t in model.state_dict().items() if name not in left_out}
+    return weights | {f"{path}.weight": m.dequantize() for path, m in four_bit.items()}
 
 
 def load_trained(model: GPT, folder: Path) -> nn.Module:
@@ -84,8 +97,35 @@ def run_method(folder: Path) -> Recipe:
     return RECIPES[method]
 
 
+@contextmanager
+def claimed(folder: Path, resume: bool = False) -> Iterator[None]:
+    """Inside, the folder of a run, made if need be, is this process's alone; ValueError if another
+    is at work in it, or for a new run if it holds anything.
+
+    A new run that fails with no more than its settings in the folder leaves nothing behind: the
+    corrected command is to have it. An interrupted one can be resumed, and stays.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    if not resume:
+        new_folder(folder)
+    with locked(folder):
+        stays = resume
+        try:
+            if not resume:
+                new_folder(folder)          # another may have begun and ended meanwhile
+            yield
+            stays = True
+        except KeyboardInterrupt:
+            stays = (folder / RUN).exists()
+            raise
+        finally:
+            if not stays and {path.name for path in folder.iterdir()} <= {RUN}:
+                (folder / RUN).unlink(missing_ok=True)
+                remove_empty(made)
+
+
 def new_folder(folder: Path) -> None:
-    """Make the folder of a new run; ValueError if it holds anything already."""
+    """Make the folder of a new run; ValueError if it holds anything."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"a run is kept in a folder, but {folder} is a file")
     if folder.exists() and any(folder.iterdir()):

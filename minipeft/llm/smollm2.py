@@ -107,7 +107,7 @@ class SkipInit(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if kwargs else args[0]
-        return function(*args, **(kwargs or {}))
+        return function(*args, **({} if kwargs is None else kwargs))
 
 
 def load(path: Path | None = None, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer]:
@@ -131,6 +131,7 @@ def load(path: Path | None = None, dtype: torch.dtype = torch.float32) -> tuple[
 def write_transformers_files(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     """What `transformers` needs beside model.safetensors: sizes, tokenizer, chat template."""
     config = {**asdict(model.config), "num_key_value_heads": model.config.kv_heads,
+              "tie_word_embeddings": model.tied,
               "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
               "bos_token_id": 1, "eos_token_id": 2, "dtype": "float32"}
     (folder / "config.json").write_text(json.dumps(config, indent=2), encoding="utf-8")

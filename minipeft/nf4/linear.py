@@ -119,7 +119,13 @@ class NF4Linear(nn.Module):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """W (out, in) as the model computes with it; dtype None: that of the original weight."""
-        return dequantize_as(self.packed, self.quant_state, dtype or self.weight_dtype)
+        return dequantize_as(self.packed, self.quant_state,
+                             self.weight_dtype if dtype is None else dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """W, built anew at every call: what nn.Linear's users read (T5 its dtype)."""
+        return self.dequantize()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out) in x's dtype."""
