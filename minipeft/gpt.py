@@ -48,6 +48,9 @@ PRESETS = {  # from the models' own config.json files
 }
 
 
+LARGEST_SIZE = 2**24        # of anything below: no product of two overflows where bytes are counted
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """Sizes of a GPT, under the names of HuggingFace's LlamaConfig."""
@@ -64,6 +67,7 @@ class GPTConfig:
     tie_word_embeddings: bool = False        # lm_head.weight is embed_tokens.weight
 
     def __post_init__(self):
+        self.check_sizes()
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(f"hidden_size must be an even multiple of num_attention_heads "
                              f"{self.num_attention_heads} (rotary positions turn pairs), "
@@ -72,9 +76,23 @@ class GPTConfig:
             raise ValueError(f"num_key_value_heads must divide num_attention_heads "
                              f"{self.num_attention_heads}, got {self.kv_heads}")
 
+    def check_sizes(self) -> None:
+        """ValueError that names the field unless every size is one that a model can have."""
+        for name, kind in self.__annotations__.items():
+            value = getattr(self, name)
+            if kind is int or (name == "num_key_value_heads" and value is not None):
+                if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+                    raise ValueError(f"{name} must be a whole number, 1 to {LARGEST_SIZE}, got "
+                                     f"{value!r}")
+            elif kind is float and (type(value) not in (int, float) or not 0 < value < math.inf):
+                raise ValueError(f"{name} must be a positive, finite number, got {value!r}")
+            elif kind is bool and type(value) is not bool:
+                raise ValueError(f"{name} must be True or False, got {value!r}")
+
     @property
     def kv_heads(self) -> int:
-        return self.num_key_value_heads or self.num_attention_heads
+        return (self.num_attention_heads if self.num_key_value_heads is None
+                else self.num_key_value_heads)
 
     @property
     def head_dim(self) -> int:
