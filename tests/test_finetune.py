@@ -82,12 +82,12 @@ def test_a_prompt_is_encoded_as_it_will_be_when_the_model_answers():
 
 
 @pytest.mark.parametrize("line, message", [
-    ('{"prompt": "a"', "line 2: not valid JSON"),
-    ('["a", "b"]', "line 2: must be an object, got list"),
-    ('{"prompt": "a"}', "line 2: .*completion missing, it has prompt"),
+    ('{"prompt": "a"', "line 2 is not valid JSON: .* at column 15; every line must be one object"),
+    ('["a", "b"]', "line 2 must hold an object, got list; every line"),
+    ('{"prompt": "a"}', "line 2 lacks completion; it has prompt; every line"),
     ('{"messages": []}', "line 2: messages must be a non-empty list"),
     ('{"prompt": "a", "completion": ""}', "line 2: what the assistant says must be a text"),
-    ('{"prompt": 7, "completion": "b"}', "line 2: what the user says must be a text.*got 7"),
+    ('{"prompt": 7, "completion": "b"}', "line 2: prompt must be a text, got 7"),
     ('{"messages": [{"role": "bot", "content": "x"}]}', "line 2: .*roles system, user, assistant"),
     ('{"messages": [{"role": "user", "content": "x"}]}', "line 2: the last message must be")])
 def test_a_line_that_is_no_example_is_named_by_its_number(tmp_path, line, message):
@@ -95,6 +95,108 @@ def test_a_line_that_is_no_example_is_named_by_its_number(tmp_path, line, messag
     path.write_text('{"prompt": "a", "completion": "b"}\n' + line + "\n", encoding="utf-8")
     with pytest.raises(ValueError, match=message):
         chat.read_jsonl(path)
+
+
+def turns(*messages, **record) -> str:
+    """A line whose last message is an answer, unless it says otherwise."""
+    ask = {"role": "user", "content": "a"}
+    answer = {"role": "assistant", "content": "b"}
+    return json.dumps({"messages": [ask, *(answer | m for m in messages or [{}])], **record})
+
+
+DROPPED = {
+    "a system turn beside messages": turns(system="S"), "a prompt beside them": turns(prompt="p"),
+    "tools": turns(tools=[{"type": "function"}]), "functions": turns(functions=[{"name": "f"}]),
+    "a weight of the record": turns(weight=0), "a half weight": turns(weight=0.5),
+    "not to be trained": turns(train=False), "a label": turns(label=False), "a key": turns(x=0),
+    "calls": turns({"tool_calls": [{"id": 1}]}), "a call": turns({"function_call": {"name": "f"}}),
+    "a name": turns({"name": "Bo"}), "reasoning": turns({"reasoning_content": "hm"}),
+    "a message not to be trained": turns({"train": False}), "no loss": turns({"loss": 0}),
+    "an answer of a call": turns({"tool_call_id": "1"}), "a refusal": turns({"refusal": "no"}),
+    "a weight of the user": turns({"role": "user", "weight": 0}, {}),
+    "an instruction's input": '{"prompt": "a", "completion": "b", "input": "c"}',
+    "a rejected answer": '{"prompt": "a", "completion": "b", "rejected": "c"}',
+    "a weight of a pair": '{"prompt": "a", "completion": "b", "weight": 0}',
+    "messages beside a pair": '{"prompt": "a", "completion": "b", "tools": [1]}',
+}
+
+
+@pytest.mark.parametrize("case", DROPPED)
+def test_a_key_that_would_be_dropped_is_refused_with_its_line(case, tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_text(f"\n{DROPPED[case]}\n")
+    with pytest.raises(ValueError, match="data.jsonl, line 2: the key .* is not known here"):
+        chat.read_jsonl(path)
+
+
+def test_notes_and_keys_that_hold_nothing_are_no_fault():
+    line = turns({"tool_calls": None, "name": ""}, {"tool_calls": []}, id=7, source="web", tools=[],
+                 metadata={"a": 1}, weight=None)
+    assert len(chat.parse_line(line, "here")) == 3
+    assert len(chat.parse_line('{"prompt": "a", "completion": "b", "input": "", "id": 1}', "")) == 2
+
+
+def test_an_answer_of_weight_0_is_read_and_not_learned():
+    messages = chat.parse_line(turns({"content": "WRONG", "weight": 0}, {"content": "right"},
+                                     {"content": "so", "weight": 1}), "here")
+    ids, labels = chat.encode_example(messages, lambda text: [ord(c) for c in text])
+    assert "WRONG" in "".join(map(chr, ids))
+    said = "".join(chr(label) for label in labels if label != IGNORE)
+    assert said == "right<|im_end|>so<|im_end|>"
+    for weight, message in ((0.5, "must be 0 or 1, got 0.5"), ("0", "must be 0 or 1, got '0'"),
+                            (None, "must be 0 or 1, got None"), (0, "every answer has weight 0")):
+        with pytest.raises(ValueError, match=f"line 3: .*{message}"):
+            chat.parse_line(turns({"weight": weight}), "line 3")
+
+
+def test_the_system_turn_of_a_pair_is_its_first_message():
+    with_turn = chat.parse_line('{"prompt": "a", "system": "S", "completion": "b"}', "here")
+    assert [m["role"] for m in with_turn] == ["system", "user", "assistant"]
+    assert chat.chat_text(with_turn).startswith("<|im_start|>system\nS<|im_end|>\n<|im_start|>user")
+    assert chat.parse_line('{"prompt": "a", "system": null, "completion": "b"}', "here") == [
+        {"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    with pytest.raises(ValueError, match="what the system says must be a text"):
+        chat.parse_line('{"prompt": "a", "system": ["S"], "completion": "b"}', "here")
+
+
+PAIR = '{"prompt": "é", "completion": "b"}\n'
+FILES = {
+    "Latin-1": (PAIR.encode() + PAIR.encode("latin-1"), "line 2 .* must be UTF-8, got the byte 0x"),
+    "UTF-16": (PAIR.encode("utf-16"), "line 1 .* looks like UTF-16; save it as UTF-8"),
+    "UTF-16 without its mark": (PAIR.encode("utf-16-le"), "line 1 .* looks like UTF-16"),
+    "an array": (b'[\n{"prompt": "a", "completion": "b"}\n]', "line 1 is not valid .*; every line"),
+    "an array in a line": (b'[{"prompt": "a", "completion": "b"}]', "line 1 must hold an object,"),
+    "two objects in a line": (b'{"a": 1} {"b": 2}', "line 1 .* Extra data at column 10; every lin"),
+    "an object over two lines": (b'{"prompt":\n"a"}', "line 1 is not valid JSON: .* column 11; ev"),
+    "a key twice": (b'{"prompt": "a", "completion": "b", "completion": "c"}', "the key completion"),
+    "half a pair": (b'{"prompt": "\\ud800", "completion": "b"}', "line 1 .* surrogates not allowe"),
+    "a deep list": (b'{"prompt": ' + b"[" * 100_000, "line 1 .* nested deeper than 64"),
+    "parts": (turns({"content": [{"type": "text", "text": "b"}]}).encode(), "must be a text that"),
+    "no content": (turns({"content": None}).encode(), "what the assistant says must be a text"),
+    "a list for a role": (turns({"role": ["user"]}).encode(), "must have one of the roles"),
+    "text for a message": (b'{"messages": ["hi"]}', "must have one of the roles"),
+    "a text for messages": (b'{"messages": "hi"}', "messages must be a non-empty list, got 'hi'"),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_a_file_that_holds_something_else_is_refused_with_its_line(case, tmp_path):
+    content, message = FILES[case]
+    (tmp_path / "data.jsonl").write_bytes(content)
+    with pytest.raises(ValueError, match=f"data.jsonl, {'' if 'line' in message else '.*'}{message}"
+                       ) as caught:
+        chat.read_jsonl(tmp_path / "data.jsonl")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_byte_order_mark_and_every_end_of_line_are_no_fault(encoding, end, tmp_path):
+    lines = [json.dumps({"prompt": "é\u2028", "completion": str(i)}, ensure_ascii=False)
+             for i in range(3)]
+    (tmp_path / "data.jsonl").write_text(end.join([*lines, "", " "]), encoding, newline="")
+    found = chat.read_jsonl(tmp_path / "data.jsonl")
+    assert [(m[0]["content"], m[1]["content"]) for m in found] == [("é\u2028", c) for c in "012"]
 
 
 def test_no_file_an_empty_file_one_example_or_only_long_ones_are_refused(tmp_path):
