@@ -182,7 +182,7 @@ def check_depth(content) -> None:
 
 def short(value, repr=repr) -> str:
     """A value for a message of one line, cut where it is long."""
-    text = repr(value)
+    text = " ".join(repr(value).splitlines())            # numpy's has several
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 

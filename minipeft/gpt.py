@@ -83,11 +83,11 @@ class GPTConfig:
             if kind is int or (name == "num_key_value_heads" and value is not None):
                 if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
                     raise ValueError(f"{name} must be a whole number, 1 to {LARGEST_SIZE}, got "
-                                     f"{value!r}")
+                                     f"{value!r:.80}")
             elif kind is float and (type(value) not in (int, float) or not 0 < value < math.inf):
-                raise ValueError(f"{name} must be a positive, finite number, got {value!r}")
+                raise ValueError(f"{name} must be a positive, finite number, got {value!r:.80}")
             elif kind is bool and type(value) is not bool:
-                raise ValueError(f"{name} must be True or False, got {value!r}")
+                raise ValueError(f"{name} must be True or False, got {value!r:.80}")
 
     @property
     def kv_heads(self) -> int:

@@ -126,6 +126,33 @@ def test_optional_packages_are_imported_in_one_module_and_no_error_is_swallowed(
                 "Exception", "BaseException"), f"{path.name}:{node.lineno} catches everything"
 
 
+# Who else may open JSON or safetensors: json.loads of what a process of ours has just printed or
+# made, files under a checksum, lines of a study
+READERS = {"files.py": {"loads", "safe_open"}, "bench_step.py": {"loads"}, "execute.py": {"loads"},
+           "study.py": {"loads"}, "pretrain.py": {"safetensors.load"}}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_one_function_reads_every_json_and_one_every_safetensors(path):
+    """json.load(s), torch.load, safe_open, and safetensors' load and load_file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("safetensors"):
+            found |= {f"safetensors.{a.name}" for a in node.names if a.name.startswith("load")}
+            found |= {a.name for a in node.names if a.name == "safe_open"}
+        elif isinstance(node, ast.Attribute) and node.attr in ("load", "loads", "safe_open"):
+            if getattr(node.value, "id", "") in ("json", "torch", "pickle", "np", "safetensors"):
+                found.add(node.attr)
+    assert found <= READERS.get(path.name, set()), f"{path.name}: call the readers of files"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_promise_hangs_on_assert(path):
+    """python -O leaves them out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)] == []
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_functions_fit_on_a_screen(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -85,7 +85,8 @@ def settings_of(args) -> dict:
 def checked(settings: dict, path: Path) -> dict:
     """ValueError, which names the file, for a value in it that no run can have."""
     if settings["model"] != DEFAULTS["model"]:
-        raise ValueError(f"{path}: model must be {DEFAULTS['model']}, got {settings['model']!r}")
+        raise ValueError(f"{path}: model must be {DEFAULTS['model']}, got "
+                         f"{settings['model']!r:.80}")
     try:
         RunRecipe(**settings["recipe"])
         Schedule(**settings["schedule"])
