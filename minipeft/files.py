@@ -194,6 +194,7 @@ def plain(name: str) -> str:
 def read_tensors(path: Path, do: str = "restore it") -> tuple[dict[str, Tensor], dict[str, str]]:
     """(tensors, metadata) of a safetensors file; ValueError, which says what to `do`, if it is
     none. The library checks every size in it against the file's."""
+    path.open("rb").close()          # a folder, say: the library's own errors name no file
     try:
         with safe_open(path, "pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}

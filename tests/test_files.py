@@ -152,3 +152,11 @@ def test_tensors_and_their_notes_come_back(tmp_path):
     found, notes = read_tensors(tmp_path / "a.safetensors")
     assert notes == {"format": "pt", "history": "{}"} and found.keys() == tensors.keys()
     assert all(torch.equal(found[key], tensors[key]) for key in tensors)
+
+
+@pytest.mark.parametrize("read", [read_json, read_tensors])
+def test_a_folder_or_nothing_in_place_of_a_file_is_an_oserror_that_names_it(read, tmp_path):
+    (tmp_path / "a.folder").mkdir()
+    for name in ("a.folder", "b.none"):
+        with pytest.raises(OSError, match=name):
+            read(tmp_path / name)
