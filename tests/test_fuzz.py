@@ -23,6 +23,6 @@ def test_a_damaged_file_is_taken_or_refused_in_one_line_that_names_it(inputs, se
     found = fuzzed(inputs, seed)
     assert found["faults"] == [] and found["inputs"] >= inputs
     assert found["grown_mib"] <= 64              # whatever a number in a file of 200 KB asks for
-    assert found["slowest_seconds"] < 10
+    assert found["slowest_seconds"] < 5           # of the processor
     for kind, counts in found["counts"].items():             # or the damage is none, or too much
         assert counts["refused"] > 0.3 * sum(counts.values()) and counts["taken"] > 0, kind
