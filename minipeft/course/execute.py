@@ -64,7 +64,7 @@ def execute(path: Path, progress: Callable[[Iterable], Iterable] = iter) -> list
 
 def read(path: Path, text: str) -> dict:
     """The notebook's JSON as it stands in the file; ValueError if it is none with cell ids."""
-    raw = parse_json(text.encode(), f"{path} is not a notebook: it", "restore it",
+    raw = parse_json(text.encode(), f"{path} is not a notebook because it", "restore it",
                      keys={"nbformat": int, "nbformat_minor": int, "cells": list})
     version = raw["nbformat"], raw["nbformat_minor"]
     if not (4, 5) <= version < (5, 0):
