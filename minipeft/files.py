@@ -118,8 +118,8 @@ def check_keys(entries: dict, keys: dict, where: str, do: str, others: bool = Tr
         raise ValueError(f"{where} must be an object, got {short(entries)}; {do}")
     missing = [key for key in keys if key not in entries]
     if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}; it has "
-                         f"{plain(', '.join(entries)) or 'nothing'}; {do}")
+        there = plain(", ".join(entries)) if entries else "nothing"
+        raise ValueError(f"{where} lacks {', '.join(missing)}; it has {there}; {do}")
     unknown = [key for key in entries if key not in keys]
     if unknown and not others:
         raise ValueError(f"{where} has the unknown key {plain(unknown[0])}; {do}")

@@ -71,7 +71,7 @@ def model_class(entries: dict, path: Path) -> str:
                          f"{OURS}")
     possible = {class_name(name): name for name in CLASSES if kind in (None, name)}
     if architectures is None:
-        return kind or "llama"
+        return "llama" if kind is None else kind
     if architectures not in [[name] for name in possible]:
         raise ValueError(f"{path}: architectures must be {' or '.join(possible)}, got "
                          f"{short(architectures)}; {OURS}")

@@ -150,8 +150,9 @@ class GGUF:
         shape, kind, offset = self.tensors[name]
         n_blocks = math.prod(shape) // weights_a_block(kind)
         blocks = np.frombuffer(self.data, BLOCK[kind], n_blocks, self.start + offset)
-        factors = [blocks[part] for part in ("scale", "low") if part in (blocks.dtype.names or ())]
-        if not all(np.isfinite(numbers).all() for numbers in factors or [blocks]):
+        factors = {F32: [], Q4_1: ["scale", "low"], Q8_0: ["scale"]}[kind]
+        if not all(np.isfinite(blocks[part]).all() for part in factors) or (
+                kind == F32 and not np.isfinite(blocks).all()):
             raise ValueError(f"{self.path}: tensor {plain(name)} must hold finite numbers, got NaN "
                              f"or infinity; install or download it again")
         return torch.from_numpy(dequantize(blocks, kind)).view(*shape)
