@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
-from minipeft.lab import compare, summary
+from minipeft.lab import compare, rates, summary
 from minipeft.lab.compare import at_full_size, code_hash, costs, key, run_all
 from minipeft.lab.rates import LEARNING_RATES, SWEEP_SEEDS, choose
 from minipeft.lab.runs import KEPT, STEPS, Job, run
@@ -210,3 +212,37 @@ def test_the_grids_of_rates_are_fine_enough():
     for recipe in RECIPES.values():
         ratios = [b / a for a, b in itertools.pairwise(recipe.grid)]
         assert all(1.5 < ratio <= 1.8 + 1e-9 for ratio in ratios), recipe.label
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"arm": "lora"}', b"[" * 9999])
+def test_a_damaged_file_of_a_finished_run_is_done_again_with_a_word(content, tmp_path, monkeypatch):
+    job = compare.Job("lora", "novel", 0, 1e-3, 3)
+    done = dict(trainable=1, loss=0.5, exact_match=0.0, share=0.0)
+    def in_processes(call, inputs, workers, progress):
+        for one, path in inputs:
+            compare.write_json(path, asdict(one) | done)
+            yield None
+    monkeypatch.setattr(compare, "in_processes", in_processes)
+    path = tmp_path / f"{compare.key(job)}.json"
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{path.name}.*the run is done again"):
+        assert compare.run_all([job], tmp_path, 1, None) == [asdict(job) | done]
+    with warnings.catch_warnings(action="error"):
+        assert compare.run_all([job], tmp_path, 1, None) == [asdict(job) | done]
+    path.write_text(json.dumps(asdict(job) | done | {"seed": 7}))
+    with pytest.warns(UserWarning, match="is of another run; the run is done again"):
+        assert compare.run_all([job], tmp_path, 1, None) == [asdict(job) | done]
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{}", "lacks chosen"), ('{"chosen": []}', "chosen must be an object"),
+    ('{"chosen": {"novel": 3}}', "chosen: novel must be an object, got 3"),
+    ('{"chosen": {"novel": {"lora": "x"}}}', "novel: lora must be a number .* got 'x'"),
+    ('{"chosen": {"novel": {"lora": null}}}', "novel: lora must be a number .* got None"),
+    ('{"chosen": {"novel": {"lora": NaN}}}', "NaN is not finite"), ("[" * 9999, "nested deeper")])
+def test_a_damaged_table_of_rates_is_refused_by_its_name(content, message, tmp_path, monkeypatch):
+    path = tmp_path / "learning_rates.json"
+    path.write_text(content)
+    monkeypatch.setattr(rates, "LEARNING_RATES", path)
+    with pytest.raises(ValueError, match=f"learning_rates.json.*{message}"):
+        rates.learning_rate("lora", "novel")

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import cache, partial
@@ -58,14 +59,33 @@ def run_and_store(job_and_path: tuple[Job, Path]) -> None:
 
 
 def run_all(jobs: list[Job], folder: Path, workers: int, progress: Progress | None) -> list[dict]:
-    """The records of all jobs, in order; those in `folder` are read, the others computed."""
+    """The records of all jobs, in order; those in `folder` are read, the others computed, and so
+    are, with a warning, those whose file is damaged."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {job: folder / f"{key(job)}.json" for job in jobs}
-    missing = [(job, path) for job, path in paths.items() if not path.exists()]
+    missing = [(job, path) for job, path in paths.items() if not is_finished(job, path)]
     missing.sort(key=lambda pair: -pair[0].steps)            # the long ones first
     for _ in in_processes(run_and_store, missing, workers, progress):
         pass
-    return [read_json(paths[job], "delete it, and the run is done again") for job in jobs]
+    return [read_json(paths[job]) for job in jobs]
+
+
+RECORD = {"trainable": int, "loss": (float, type(None)), "exact_match": (float, int),
+          "share": (float, int)}
+
+
+def is_finished(job: Job, path: Path) -> bool:
+    """Whether that file holds a run of that job; a warning if it holds anything else."""
+    if not path.exists():
+        return False
+    try:
+        record = read_json(path, "the run is done again", keys=RECORD)
+        if any(record.get(name) != value for name, value in asdict(job).items()):
+            raise ValueError(f"{path} is of another run; the run is done again")
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return False
+    return True
 
 
 # ---------------------------------------------------------------- costs

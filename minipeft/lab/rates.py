@@ -6,7 +6,7 @@ import math
 import statistics
 from pathlib import Path
 
-from ..files import DATA, read_json
+from ..files import DATA, check_keys, read_json
 from ..recipes import RECIPES
 from .runs import STEPS, Job, run
 from .study import Progress, run_study
@@ -15,6 +15,7 @@ LEARNING_RATES = DATA / "learning_rates.json"
 LINES = "sweep.jsonl"           # in the folder of a sweep
 SWEEP_SEEDS = (100, 101, 102)   # no seed of a report; each shipped base once
 VERSION = 1                     # of the sweep, see study.py
+TABLE = {"chosen": {}}
 
 
 def learning_rate(arm: str, task: str) -> float:
@@ -22,10 +23,13 @@ def learning_rate(arm: str, task: str) -> float:
     again = "make it with: python -m minipeft compare --sweep"
     if not LEARNING_RATES.exists():
         raise FileNotFoundError(f"no sweep at {LEARNING_RATES}; {again}")
-    chosen = read_json(LEARNING_RATES, again).get("chosen", {})
+    chosen = read_json(LEARNING_RATES, again, keys=TABLE)["chosen"]
+    if task in chosen:
+        check_keys(chosen[task], {}, f"{LEARNING_RATES}: chosen: {task}", again)
     if arm not in chosen.get(task, {}):
         raise ValueError(f"the sweep in {LEARNING_RATES} has no rate of {arm!r} on {task!r}; "
                          f"{again} --methods {arm} --tasks {task}")
+    check_keys(chosen[task], {arm: (float, int)}, f"{LEARNING_RATES}: chosen: {task}", again)
     return chosen[task][arm]
 
 
@@ -64,7 +68,8 @@ def sweep(methods: list[str], tasks: list[str], seeds: tuple[int, ...], out: Pat
 
 def with_stored(found: dict) -> dict:
     """A sweep together with what the stored one has of other arms and tasks: a whole table."""
-    stored = read_json(LEARNING_RATES) if LEARNING_RATES.exists() else dict(chosen={}, runs=[])
+    stored = (read_json(LEARNING_RATES, keys=TABLE | {"runs": list}) if LEARNING_RATES.exists()
+              else dict(chosen={}, runs=[]))
     kept = [run for run in stored["runs"]
             if run["arm"] not in found["chosen"].get(run["task"], {})]
     tasks = [*stored["chosen"], *(task for task in found["chosen"] if task not in stored["chosen"])]

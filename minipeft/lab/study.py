@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from ..files import parse_json
+
 Progress = Callable[..., Iterable]              # as tqdm: (iterable, total=, desc=)
 
 
@@ -39,14 +41,12 @@ def read_lines(path: Path, version: int) -> dict[str, dict]:
     """The finished runs of a study's file, by job; ValueError for a line that is none of this
     version."""
     found = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            job, of = record["job"], record["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no run of a study ({error!r}); delete "
-                             f"that line, and the run is done again") from None
+        record = parse_json(line, f"{path}, line {number} is no run of a study: it",
+                            "delete that line, and the run is done again",
+                            keys={"job": {}, "version": int})
+        job, of = record["job"], record["version"]
         if of != version:
             raise ValueError(f"{path}, line {number} is of version {of} of this study, which is "
                              f"now at {version}; move the file away, and begin anew")

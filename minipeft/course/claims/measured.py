@@ -22,7 +22,9 @@ from ...tiny_world.tasks import TASKS
 from ...train import TrainConfig, evaluate, train
 
 STORED = RESULTS
-FILES = ("compare/compare.json", "claims.json")
+FILES = {"compare/compare.json": {"runs": list, "costs": {}, "tasks": list, "methods": list,
+                                  "full_size": {}, "floors": {}, "seeds": int, "batch": int},
+         "claims.json": {"energy": (float, int), "update": {}, "width": int, "exact_match": {}}}
 RANK_ONE_LR = 3e-3          # of LoRA with r = 1 on all linears
 ENERGY = 0.9                # share of an update's squared norm that its rank must hold
 
@@ -39,7 +41,9 @@ def stored(folder: Path = STORED) -> Measurements:
         if not (folder / name).exists():
             raise FileNotFoundError(f"no measurements in {folder / name}; make them with: "
                                     f"python -m minipeft claims --remeasure")
-    return Measurements(*(read_json(folder / name) for name in FILES))
+    again = "restore it, or make it with: python -m minipeft claims --remeasure"
+    return Measurements(*(read_json(folder / name, again, keys=keys)
+                          for name, keys in FILES.items()))
 
 
 def remeasure(folder: Path, seeds: int, workers: int, progress=None) -> Measurements:
@@ -48,7 +52,7 @@ def remeasure(folder: Path, seeds: int, workers: int, progress=None) -> Measurem
     results = compare.compare(list(RECIPES), list(USUAL), seeds, folder / "compare",
                               workers, progress=progress)
     found = ranks(progress)
-    write_json(folder / FILES[1], found)
+    write_json(folder / "claims.json", found)
     return Measurements(results, found)
 
 
