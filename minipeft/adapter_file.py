@@ -11,12 +11,10 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .adapter import AdapterSet, nearest
-from .files import read_json, replacing, save_tensors
+from .files import read_json, read_tensors, replacing, save_tensors
 from .hf_names import HARMLESS, NOT_IMPLEMENTED, check_neutral
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -65,11 +63,7 @@ def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
             there = sorted(p.name for p in folder.iterdir())
             raise FileNotFoundError(f"{folder} holds no {name}; it holds "
                                     f"{', '.join(there) if there else 'nothing'}")
-    try:
-        return read_json(folder / CONFIG), load_file(folder / TENSORS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / TENSORS} is truncated or no safetensors file: "
-                         f"{error}") from error
+    return read_json(folder / CONFIG), read_tensors(folder / TENSORS)[0]
 
 
 def known_fields(config: dict, fields: set[str], init_fields: set[str], where: Path) -> dict:
@@ -89,6 +83,17 @@ def known_fields(config: dict, fields: set[str], init_fields: set[str], where: P
 
 def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:
     """ValueError unless `found` has the keys and shapes of `expected` and finite numbers."""
+    check_shapes(expected, found, where)
+    for key, tensor in found.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{where}: {key} must hold floating-point numbers, got {tensor.dtype}")
+        if not tensor.double().isfinite().all():
+            raise ValueError(f"{where}: {key} must hold finite numbers, got NaN or infinity; "
+                             f"the training that made it diverged, or the file is damaged")
+
+
+def check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:
+    """ValueError unless `found` has the keys and shapes of `expected`."""
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing or unexpected:
         raise ValueError(f"{where} does not fit this model: " + "; ".join(
@@ -99,9 +104,6 @@ def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], where: 
         if tensor.shape != expected[key].shape:
             raise ValueError(f"{where}: {key} must have shape {tuple(expected[key].shape)}, "
                              f"got {tuple(tensor.shape)}; is r, or the model, another one?")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{where}: {key} must hold floating-point numbers, got {tensor.dtype}")
-        check_finite(key, tensor, where)
 
 
 def check_finite(key: str, tensor: Tensor, where: Path) -> None:

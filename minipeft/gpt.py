@@ -49,6 +49,7 @@ PRESETS = {  # from the models' own config.json files
 
 
 COLDEST = 1e-30                # temperature: a logit divided by less may leave float32's range
+LARGEST_SIZE = 2**24        # of anything below: no product of two overflows where bytes are counted
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class GPTConfig:
     tie_word_embeddings: bool = False        # lm_head.weight is embed_tokens.weight
 
     def __post_init__(self):
+        self.check_sizes()
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(f"hidden_size must be an even multiple of num_attention_heads "
                              f"{self.num_attention_heads} (rotary positions turn pairs), "
@@ -74,6 +76,19 @@ class GPTConfig:
         if self.num_attention_heads % self.kv_heads:
             raise ValueError(f"num_key_value_heads must divide num_attention_heads "
                              f"{self.num_attention_heads}, got {self.kv_heads}")
+
+    def check_sizes(self) -> None:
+        """ValueError that names the field unless every size is one that a model can have."""
+        for name, kind in self.__annotations__.items():
+            value = getattr(self, name)
+            if kind is int or (name == "num_key_value_heads" and value is not None):
+                if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+                    raise ValueError(f"{name} must be a whole number, 1 to {LARGEST_SIZE}, got "
+                                     f"{value!r:.80}")
+            elif kind is float and (type(value) not in (int, float) or not 0 < value < math.inf):
+                raise ValueError(f"{name} must be a positive, finite number, got {value!r:.80}")
+            elif kind is bool and type(value) is not bool:
+                raise ValueError(f"{name} must be True or False, got {value!r:.80}")
 
     @property
     def kv_heads(self) -> int:

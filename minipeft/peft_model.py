@@ -302,7 +302,12 @@ def build(model: nn.Module, config, dtype: torch.dtype, tensors: dict[str, Tenso
         raise TypeError(f"adapter_dtype must be a floating-point dtype such as torch.float32, "
                         f"got {dtype!r}")
     method = METHODS[config.peft_type]
-    adapters = method.adapters(model, config, dtype)
+    try:
+        adapters = method.adapters(model, config, dtype)
+    except ValueError as error:
+        if where is None:
+            raise
+        raise ValueError(f"{where / adapter_file.CONFIG}: {error}") from None
     check_one_place(model, adapters)
     if tensors is not None:
         adapter_file.check_tensors(method.tensors(adapters), tensors, where)

@@ -1,15 +1,21 @@
 """NF4Linear against nn.Linear over the dequantized weight, and quantize_model."""
 import copy
 import functools
+import json
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from minipeft import LoraConfig, get_peft_model
+from conftest import SMALL
+
+from minipeft import GPT, LoraConfig, get_peft_model
 from minipeft.adapter import Adapter
-from minipeft.nf4 import NF4Linear, dequantize_nf4, dispatch, quantize_model, quantize_nf4
+from minipeft.files import read_tensors, save_tensors
+from minipeft.nf4 import (NF4Linear, QuantState, dequantize_nf4, dispatch, quantize_model,
+                          quantize_nf4)
+from minipeft.nf4.state import PACKED_KEY
 
 EXACT = dict(rtol=0, atol=0)
 
@@ -239,3 +245,71 @@ def test_the_operators_in_a_graph_keep_torchs_rules(nested):
     arguments = layer.packed, *dispatch.pieces(layer.quant_state)
     torch.library.opcheck(dispatch.dequantize_in_graph, (*arguments, torch.bfloat16))
     torch.library.opcheck(dispatch.gemv_in_graph, (*arguments, torch.randn(128)))
+
+
+@pytest.mark.parametrize("other", [dict(quant_type="int4"), dict(blocksize=128),
+                                   dict(double_quant=False),
+                                   dict(in_features=32, out_features=128)])
+def test_a_state_whose_codes_mean_something_else_is_refused(other):
+    """4,096 weights each, so that bytes of the same number would load."""
+    made = dict(in_features=64, out_features=64, bias=False, quant_type="nf4") | other
+    state = NF4Linear(**made).state_dict()
+    layer = NF4Linear(64, 64, bias=False)
+    if made["in_features"] == 64 and set(other) == {"quant_type"}:
+        assert {k: t.shape for k, t in state.items()} == {
+            k: t.shape for k, t in layer.state_dict().items()} | {
+            "_extra_state": state["_extra_state"].shape}
+    with pytest.raises((ValueError, RuntimeError), match="says .* and the layer is|size mismatch"):
+        layer.load_state_dict(state)
+
+
+def test_a_state_that_does_not_say_what_its_codes_mean_is_refused():
+    state = NF4Linear(64, 64).state_dict()
+    del state["_extra_state"]
+    with pytest.raises(RuntimeError, match="Missing key.*_extra_state"):
+        NF4Linear(64, 64).load_state_dict(state)
+    for damage in (b"", b"{", b"[1]", b"[" * 9999, b"\xff"):
+        state["_extra_state"] = torch.tensor(list(damage), dtype=torch.uint8)
+        with pytest.raises(ValueError, match="state of an NF4Linear (is not valid|must hold)"):
+            NF4Linear(64, 64).load_state_dict(state)
+
+
+def test_the_state_of_a_quantized_model_goes_through_a_safetensors_file(tmp_path, model):
+    quantize_model(model)
+    save_tensors(tmp_path / "a.safetensors", model.state_dict(), {})
+    torch.manual_seed(1)
+    other = quantize_model(GPT(SMALL))
+    other.load_state_dict(read_tensors(tmp_path / "a.safetensors")[0])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def packed_with(**changes):
+    _, state = quantize_nf4(torch.randn(64, 64), compress_statistics=True)
+    entries = state.as_dict(packed=True)
+    text = json.loads(bytes(entries[PACKED_KEY].tolist())) | changes
+    entries[PACKED_KEY] = torch.tensor(list(json.dumps(text).encode()), dtype=torch.uint8)
+    return entries
+
+
+@pytest.mark.parametrize("name", ["quant_type", "blocksize", "dtype", "shape", "nested_blocksize",
+                                  "nested_dtype", "nested_offset"])
+@pytest.mark.parametrize("value", [None, [], {}, "x", -1, 0, True, 2**62, [-1, 4], ["a"],
+                                   [2**40] * 2])
+def test_a_quant_state_of_wrong_values_is_a_value_error(name, value):
+    if (name, value) in [("nested_offset", -1), ("nested_offset", 0), ("nested_offset", 2**62),
+                         ("nested_offset", True), ("quant_type", "x")]:
+        return                                       # a number is a number, a name a name
+    with pytest.raises(ValueError):
+        QuantState.from_dict(packed_with(**{name: value}))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"[" * 9999, b"\xff", b'{"a": 1, "a": 1}'])
+def test_packed_bytes_that_are_no_object_are_a_value_error(content):
+    entries = packed_with() | {PACKED_KEY: torch.tensor(list(content), dtype=torch.uint8)}
+    with pytest.raises(ValueError, match=PACKED_KEY):
+        QuantState.from_dict(entries)
+    for other in (packed_with() | {PACKED_KEY: "{}"}, packed_with() | {"absmax": [1.0]},
+                  packed_with() | {"quant_map": None}):
+        with pytest.raises(ValueError, match="must be a"):
+            QuantState.from_dict(other)

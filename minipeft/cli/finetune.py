@@ -65,7 +65,7 @@ def settings_of(args) -> dict:
         if given or args.data:
             raise UsageError(f"--resume continues with the settings in {args.out / RUN}; "
                              f"leave out {', '.join([*given] + ['data'] * bool(args.data))}")
-        return read_settings(args.out)
+        return checked(read_settings(args.out), args.out / RUN)
     if args.data is None:
         raise UsageError("--data is wanted: a file of JSON lines, for example "
                          "data/tool_calls/train.jsonl")
@@ -82,6 +82,19 @@ def settings_of(args) -> dict:
     data = {"training": str(args.data.absolute()), "max_length": new["max_length"],
             "validation": str(new["validation"].absolute()) if new["validation"] else None}
     return {"model": new["model"], "data": data, "recipe": recipe, "schedule": schedule}
+
+
+def checked(settings: dict, path: Path) -> dict:
+    """ValueError, which names the file, for a value in it that no run can have."""
+    if settings["model"] != DEFAULTS["model"]:
+        raise ValueError(f"{path}: model must be {DEFAULTS['model']}, got "
+                         f"{settings['model']!r:.80}")
+    try:
+        RunRecipe(**settings["recipe"])
+        Schedule(**settings["schedule"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; restore it") from None
+    return settings
 
 
 def read_data(settings: dict, encode) -> tuple[list, list, int]:

@@ -1,5 +1,4 @@
 """`minipeft notebooks`: what each asks; or execute them and store what came out."""
-import json
 import re
 import sys
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..course.execute import execute
-from ..files import NOTEBOOKS
+from ..files import NOTEBOOKS, read_json
 from . import UsageError
 
 EXAMPLE = "python -m minipeft notebooks --execute 03 05"
@@ -50,7 +49,7 @@ def questions() -> dict[str, str]:
 
 
 def execute_and_report(path: Path) -> None:
-    timed = json.loads((NOTEBOOKS / "timed_cells.json").read_text(encoding="utf-8"))
+    timed = read_json(NOTEBOOKS / "timed_cells.json")
     start = time.perf_counter()
     changed = execute(path, partial(tqdm, desc=path.name, unit="cell", file=sys.stderr,
                                     dynamic_ncols=True, leave=False))

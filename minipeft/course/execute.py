@@ -18,7 +18,7 @@ from pathlib import Path
 
 from matplotlib.image import imread
 
-from ..files import write_text
+from ..files import parse_json, write_text
 from ..folders import check_writable
 
 try:
@@ -66,11 +66,9 @@ def execute(path: Path, progress: Callable[[Iterable], Iterable] = iter) -> list
 
 def read(path: Path, text: str) -> dict:
     """The notebook's JSON as it stands in the file; ValueError if it is none with cell ids."""
-    try:
-        raw = json.loads(text)
-        version = raw["nbformat"], raw["nbformat_minor"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a notebook ({error!r}); restore it") from None
+    raw = parse_json(text.encode(), f"{path} is not a notebook because it", "restore it",
+                     keys={"nbformat": int, "nbformat_minor": int, "cells": list})
+    version = raw["nbformat"], raw["nbformat_minor"]
     if not (4, 5) <= version < (5, 0):
         raise ValueError(f"{path} must be in nbformat 4.5, whose cells have ids, got "
                          f"{version[0]}.{version[1]}; save it with JupyterLab 4")

@@ -27,7 +27,7 @@ from ..state import check_unwrapped
 from ..train import (Batch, TrainConfig, adamw, answered_right, labelled_logits, place, summed,
                      train_step)
 from .chat import Example, batch_plan, collate
-from .run_files import read_checkpoint, save_trained, write_checkpoint
+from .run_files import check_checkpoint, read_checkpoint, save_trained, write_checkpoint
 from .shared_prefix import shared_logits
 
 @dataclass(frozen=True)
@@ -211,8 +211,9 @@ class Run:
         saved = read_checkpoint(self.folder)
         if saved is None:
             return                                      # killed before the first checkpoint
-        tensors, self.history = saved
-        state = {}
+        tensors, history = saved
+        check_checkpoint(tensors, self.trained, self.folder)
+        self.history, state = history, {}
         for i, (name, parameter) in enumerate(self.trained.items()):
             parameter.copy_(tensors[f"parameter.{name}"])
             state[i] = {"step": torch.tensor(float(self.done)),
