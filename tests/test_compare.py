@@ -84,7 +84,7 @@ def test_a_run_depends_on_what_compare_imports_and_on_nothing_else():
 
 def test_finished_runs_are_read_and_the_others_computed_in_worker_processes(tmp_path, record):
     jobs = [QUICK, dataclasses.replace(QUICK, arm="prompt")]
-    finished = record | {"marked": True}
+    finished = dataclasses.asdict(QUICK) | record | {"marked": True}
     (tmp_path / f"{key(QUICK)}.json").write_text(json.dumps(finished))
     seen = []
     records = run_all(jobs, tmp_path, 2,
