@@ -72,13 +72,13 @@ def read(path: Path, text: str) -> dict:
     if not (4, 5) <= version < (5, 0):
         raise ValueError(f"{path} must be in nbformat 4.5, whose cells have ids, got "
                          f"{version[0]}.{version[1]}; save it with JupyterLab 4")
-    check_ids(raw.get("cells"), path)
+    check_ids(raw["cells"], path)
     return raw
 
 
-def check_ids(cells, path: Path) -> None:
+def check_ids(cells: list, path: Path) -> None:
     """ValueError unless every cell has an id of its own: by it its outputs find their place."""
-    if not (isinstance(cells, list) and all(isinstance(cell, dict) for cell in cells)):
+    if not all(isinstance(cell, dict) for cell in cells):
         raise ValueError(f"{path} is not a notebook (cells must be a list of objects); restore it")
     ids = [cell.get("id") for cell in cells]
     for number, name in enumerate(ids, start=1):
