@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from test_house import FLOORS, PACKAGE, ROOMS, SOURCES, imports, module_of
 
 from minipeft.figures import COLOURS, LOOKS, STYLE, new_figure
+from minipeft.files import replacing
 
 PICTURE = Path(__file__).with_suffix(".png")
 HALL = "the hall"
@@ -168,4 +169,5 @@ def draw():
 
 
 if __name__ == "__main__":
-    draw().savefig(PICTURE, dpi=200, metadata={"Description": description()})
+    with replacing(PICTURE) as part:
+        draw().savefig(part, format="png", dpi=200, metadata={"Description": description()})

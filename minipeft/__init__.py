@@ -4,6 +4,7 @@ An adapter is a small trainable module that stands where a frozen module stood, 
 """
 from .adapter import TaskType
 from .gpt import GPT, GPTConfig
+from .hf_names import INSTEAD
 from .houlsby import HoulsbyConfig
 from .lora import LoraConfig
 from .nf4 import quantize_model
@@ -13,3 +14,10 @@ from .prompt import PromptTuningConfig
 
 __all__ = ["GPT", "GPTConfig", "TaskType", "LoraConfig", "PromptTuningConfig", "PrefixTuningConfig",
            "HoulsbyConfig", "get_peft_model", "PeftModel", "quantize_model"]
+
+
+def __getattr__(name: str):
+    """What HuggingFace PEFT has under a name that is not here."""
+    if name in INSTEAD:
+        raise ImportError(f"minipeft has no {name}; write instead: {INSTEAD[name]}")
+    raise AttributeError(f"module 'minipeft' has no attribute {name!r}")

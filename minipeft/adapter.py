@@ -103,14 +103,20 @@ def check_count(name: str, value) -> None:
 
 
 def check_choice(name: str, value, choices: Iterable) -> None:
-    """ValueError unless `value` is one of `choices`."""
-    if not any(value is choice or (type(value) is type(choice) and value == choice)
+    """ValueError unless `value` is one of `choices`, texts or True and False; PEFT's enums, which
+    are texts, will do."""
+    if not any(value is choice or (isinstance(value, str) and value == choice)
                for choice in choices):
         raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}, got {value!r}")
 
 
 def check_task_type(value) -> None:
-    """ValueError unless `value` is None or the name of a TaskType."""
-    if value is not None and value not in [task.value for task in TaskType]:
-        raise ValueError(f"task_type must be None or one of {', '.join(TaskType.__members__)}, "
-                         f"got {value!r}")
+    """ValueError unless `value` is None or the name of a TaskType without a fresh head."""
+    fresh = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
+    known = [task.value for task in TaskType if task.value not in fresh]
+    if value in fresh:
+        raise ValueError(f"task_type {value!s} means to HF PEFT that the model's fresh head is "
+                         f"trained and saved with the adapter, which is not implemented here; "
+                         f"leave task_type out, then train and save the head yourself")
+    if value is not None and value not in known:
+        raise ValueError(f"task_type must be None or one of {', '.join(known)}, got {value!r}")

@@ -11,33 +11,15 @@ import warnings
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from .adapter import AdapterSet, nearest
-from .files import read_json, replacing, save_tensors
+from .files import read_json, read_tensors, replacing, save_tensors
+from .hf_names import HARMLESS, NOT_IMPLEMENTED, check_neutral
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."        # PEFT's model, its tuner, then the user's module path
 
-# Keys of HuggingFace PEFT 0.21 that do not change what a loaded adapter computes, ...
-HARMLESS = {
-    "peft_type", "peft_version", "auto_mapping", "base_model_name_or_path", "revision",
-    "fan_in_fan_out", "loftq_config", "eva_config", "corda_config", "lora_ga_config",
-    "megatron_config", "megatron_core", "qalora_group_size", "ensure_weight_tying",
-    "token_dim", "num_layers", "num_attention_heads", "init_weights",
-    "tokenizer_name_or_path", "tokenizer_kwargs",
-}
-# ... and those that do, at any other value than None, {}, [], or this:
-NOT_IMPLEMENTED = {
-    "alpha_pattern": {}, "rank_pattern": {}, "bias": "none", "lora_bias": False, "use_dora": False,
-    "use_qalora": False, "use_bdlora": False, "modules_to_save": None, "layers_to_transform": None,
-    "layers_pattern": None, "layer_replication": None, "exclude_modules": None,
-    "target_parameters": None, "trainable_token_indices": None, "alora_invocation_tokens": None,
-    "arrow_config": None, "kasa_config": None, "monteclora_config": None, "velora_config": None,
-    "num_transformer_submodules": 1,
-}
 CHANGES_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")    # as init_lora_weights
 
 
@@ -55,11 +37,13 @@ def load_module_tensors(adapters: AdapterSet, tensors: dict[str, Tensor]) -> Non
 
 def write(folder: Path, config: dict, tensors: dict[str, Tensor]) -> None:
     """Both files into `folder` (made if need be); NotADirectoryError if it is a file, ValueError
-    for tensors on the meta device."""
+    for tensors on the meta device or not finite: reading would refuse them."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"an adapter is saved into a folder, but {folder} is a file")
     if any(t.is_meta for t in tensors.values()):
         raise ValueError("the adapter is on the meta device: it has shapes, but no numbers to save")
+    for key, tensor in tensors.items():
+        check_finite(key, tensor, folder)
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / CONFIG) as config_part, replacing(folder / TENSORS) as tensors_part:
         config_part.write_text(json.dumps(config, indent=2, sort_keys=True), encoding="utf-8")
@@ -76,13 +60,10 @@ def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
                                  f"but {folder} is a file")
     for name in (CONFIG, TENSORS):
         if not (folder / name).is_file():
-            there = ", ".join(sorted(p.name for p in folder.iterdir())) or "nothing"
-            raise FileNotFoundError(f"{folder} holds no {name}; it holds {there}")
-    try:
-        return read_json(folder / CONFIG), load_file(folder / TENSORS)
-    except SafetensorError as error:
-        raise ValueError(f"{folder / TENSORS} is truncated or no safetensors file: "
-                         f"{error}") from error
+            there = sorted(p.name for p in folder.iterdir())
+            raise FileNotFoundError(f"{folder} holds no {name}; it holds "
+                                    f"{', '.join(there) if there else 'nothing'}")
+    return read_json(folder / CONFIG), read_tensors(folder / TENSORS)[0]
 
 
 def known_fields(config: dict, fields: set[str], init_fields: set[str], where: Path) -> dict:
@@ -91,19 +72,28 @@ def known_fields(config: dict, fields: set[str], init_fields: set[str], where: P
     ValueError for a key whose meaning we know and do not implement, a warning for an unknown one.
     """
     for key, value in config.items():
-        if key in NOT_IMPLEMENTED and value not in (NOT_IMPLEMENTED[key], None, {}, []):
-            raise ValueError(f"{where}: {key}={value!r} is not implemented here, and without it "
-                             f"the adapter would compute something else; load it with HF PEFT")
+        check_neutral(key, value, where)
         if key == "init_lora_weights" and str(value).startswith(CHANGES_THE_BASE):
             raise ValueError(f"{where}: init_lora_weights={value!r} has changed the base weights, "
                              f"which these files do not hold; convert it to plain LoRA in HF PEFT")
-        if key not in fields | init_fields | HARMLESS | set(NOT_IMPLEMENTED):
+        if key not in fields | init_fields | HARMLESS | set(NOT_IMPLEMENTED) | {"peft_type"}:
             warnings.warn(f"{where}: ignoring the unknown key {key!r}", stacklevel=4)
     return {key: value for key, value in config.items() if key in fields - init_fields}
 
 
 def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:
     """ValueError unless `found` has the keys and shapes of `expected` and finite numbers."""
+    check_shapes(expected, found, where)
+    for key, tensor in found.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{where}: {key} must hold floating-point numbers, got {tensor.dtype}")
+        if not tensor.double().isfinite().all():
+            raise ValueError(f"{where}: {key} must hold finite numbers, got NaN or infinity; "
+                             f"the training that made it diverged, or the file is damaged")
+
+
+def check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], where: Path) -> None:
+    """ValueError unless `found` has the keys and shapes of `expected`."""
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing or unexpected:
         raise ValueError(f"{where} does not fit this model: " + "; ".join(
@@ -114,8 +104,9 @@ def check_tensors(expected: dict[str, Tensor], found: dict[str, Tensor], where: 
         if tensor.shape != expected[key].shape:
             raise ValueError(f"{where}: {key} must have shape {tuple(expected[key].shape)}, "
                              f"got {tuple(tensor.shape)}; is r, or the model, another one?")
-        if not tensor.is_floating_point():
-            raise ValueError(f"{where}: {key} must hold floating-point numbers, got {tensor.dtype}")
-        if not tensor.double().isfinite().all():
-            raise ValueError(f"{where}: {key} must hold finite numbers, got NaN or infinity; "
-                             f"the training that made it diverged, or the file is damaged")
+
+
+def check_finite(key: str, tensor: Tensor, where: Path) -> None:
+    if not tensor.double().isfinite().all():
+        raise ValueError(f"{where}: {key} must hold finite numbers, got NaN or infinity; "
+                         f"the training that made it diverged, or the file is damaged")

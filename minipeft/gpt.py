@@ -12,7 +12,7 @@ and Llama-2-7B on the meta device. It helps the adapters with two lines, marked 
 """
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +48,10 @@ PRESETS = {  # from the models' own config.json files
 }
 
 
+COLDEST = 1e-30                # temperature: a logit divided by less may leave float32's range
+LARGEST_SIZE = 2**24        # of anything below: no product of two overflows where bytes are counted
+
+
 @dataclass(frozen=True)
 class GPTConfig:
     """Sizes of a GPT, under the names of HuggingFace's LlamaConfig."""
@@ -64,6 +68,7 @@ class GPTConfig:
     tie_word_embeddings: bool = False        # lm_head.weight is embed_tokens.weight
 
     def __post_init__(self):
+        self.check_sizes()
         if self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(f"hidden_size must be an even multiple of num_attention_heads "
                              f"{self.num_attention_heads} (rotary positions turn pairs), "
@@ -72,9 +77,23 @@ class GPTConfig:
             raise ValueError(f"num_key_value_heads must divide num_attention_heads "
                              f"{self.num_attention_heads}, got {self.kv_heads}")
 
+    def check_sizes(self) -> None:
+        """ValueError that names the field unless every size is one that a model can have."""
+        for name, kind in self.__annotations__.items():
+            value = getattr(self, name)
+            if kind is int or (name == "num_key_value_heads" and value is not None):
+                if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+                    raise ValueError(f"{name} must be a whole number, 1 to {LARGEST_SIZE}, got "
+                                     f"{value!r:.80}")
+            elif kind is float and (type(value) not in (int, float) or not 0 < value < math.inf):
+                raise ValueError(f"{name} must be a positive, finite number, got {value!r:.80}")
+            elif kind is bool and type(value) is not bool:
+                raise ValueError(f"{name} must be True or False, got {value!r:.80}")
+
     @property
     def kv_heads(self) -> int:
-        return self.num_key_value_heads or self.num_attention_heads
+        return (self.num_attention_heads if self.num_key_value_heads is None
+                else self.num_key_value_heads)
 
     @property
     def head_dim(self) -> int:
@@ -233,7 +252,8 @@ class Decoder(nn.Module):
         x = self.embed_tokens(input_ids)     # (B, T, C), or (B, P + T, C) behind a soft prompt
         if caches and len(caches[0]):
             x = x[:, -T:]                    # the soft prompt is in the caches already
-        for layer, cache in zip(self.layers, caches or [None] * len(self.layers)):
+        each = [None] * len(self.layers) if caches is None else caches
+        for layer, cache in zip(self.layers, each, strict=True):
             x = layer(x, cache)
         return self.norm(x[:, -T:])          # (B, T, C), without the soft prompt (adapters)
 
@@ -254,6 +274,17 @@ class GPT(nn.Module):
         """One parameter with two names, where the config says so (also after `assign=True`)."""
         if self.config.tie_word_embeddings:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    @property
+    def tied(self) -> bool:
+        """Whether head and embedding are one tensor now, whatever the config says."""
+        return getattr(self.lm_head, "weight", None) is self.model.embed_tokens.weight
 
     @torch.no_grad()
     def init_weights(self) -> None:
@@ -280,34 +311,54 @@ class GPT(nn.Module):
         return self.lm_head(x if logits_at is None else x[logits_at])
 
     def generate(self, input_ids: Tensor, max_new_tokens: int, temperature: float = 0.0,
-                 eos_token_id: int | None = None) -> Tensor:
+                 eos_token_id: int | Sequence[int] | None = None) -> Tensor:
         """(B, T) to (B, T + at most max_new_tokens); greedy at temperature 0, else sampled.
 
-        A row that has produced `eos_token_id` is filled up with it; all rows done ends early.
+        A row that has produced `eos_token_id`, or one of several, is filled up with it (the first
+        of them); all rows done ends early. Rows are of one length and without padding: there is no
+        mask to hide it.
         """
         new = list(self.stream(input_ids, max_new_tokens, temperature, eos_token_id))
         return torch.cat([input_ids, *new], dim=1)
 
     @torch.no_grad()
     def stream(self, input_ids: Tensor, max_new_tokens: int, temperature: float = 0.0,
-               eos_token_id: int | None = None) -> Iterator[Tensor]:
+               eos_token_id: int | Sequence[int] | None = None) -> Iterator[Tensor]:
         """The new tokens of `generate` as they are made, (B, 1) each."""
         check_token_ids(input_ids, self.config.vocab_size)
-        if max_new_tokens < 1 or not 0 <= temperature < math.inf:
-            raise ValueError(f"generate wants max_new_tokens >= 1 and a finite temperature >= 0, "
-                             f"got {max_new_tokens} and {temperature}")
+        check_sampling(max_new_tokens, temperature)
         check_length(input_ids.shape[1] + max_new_tokens - 1, self.config)
+        ends = end_tokens(eos_token_id, self.config.vocab_size).to(input_ids.device)
         caches = [KVCache() for _ in self.model.layers]
         new, done = input_ids, torch.zeros_like(input_ids[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
             logits = self(new, logits_at=(slice(None), -1), caches=caches)        # (B, V)
             new = sample(logits, temperature)                                     # (B, 1)
-            if eos_token_id is not None:
-                new = new.masked_fill(done, eos_token_id)
-                done = done | (new == eos_token_id)
+            if len(ends):
+                new = torch.where(done, ends[0], new)
+                done = done | torch.isin(new, ends)
             yield new
             if done.all():
                 break
+
+
+def check_sampling(max_new_tokens: int, temperature: float) -> None:
+    """ValueError for a number of tokens or a temperature that cannot be meant."""
+    if type(max_new_tokens) is not int or max_new_tokens < 1 or not 0 <= temperature < math.inf:
+        raise ValueError(f"generate wants max_new_tokens >= 1 and a finite temperature >= 0, "
+                         f"got {max_new_tokens} and {temperature}")
+    if 0 < temperature < COLDEST:
+        raise ValueError(f"temperature must be 0, which takes the likeliest token, or at least "
+                         f"{COLDEST:g}, got {temperature}")
+
+
+def end_tokens(eos_token_id: int | Sequence[int] | None, vocab_size: int) -> Tensor:
+    """The ids that end a row, (E,); ValueError unless they are ids of the vocabulary."""
+    ids = [] if eos_token_id is None else eos_token_id
+    ids = torch.as_tensor([ids] if isinstance(ids, int) else ids).reshape(-1)
+    if eos_token_id is not None:
+        check_token_ids(ids[None], vocab_size)
+    return ids
 
 
 def check_length(length: int, config: GPTConfig) -> None:
@@ -318,7 +369,13 @@ def check_length(length: int, config: GPTConfig) -> None:
 
 
 def sample(logits: Tensor, temperature: float) -> Tensor:
-    """One token id a row, (B, V) to (B, 1): the likeliest, or one drawn at that temperature."""
+    """One token id a row, (B, V) to (B, 1): the likeliest, or one drawn at that temperature.
+
+    FloatingPointError for logits that are not finite: the likeliest of NaN is no answer.
+    """
+    if not logits.isfinite().all():
+        raise FloatingPointError("the model's logits hold NaN or infinity: its weights or its "
+                                 "adapter have diverged, or their dtype is too narrow")
     if temperature == 0:
         return logits.argmax(-1, keepdim=True)
     return torch.multinomial((logits.float() / temperature).softmax(-1), 1)

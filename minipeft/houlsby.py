@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from .adapter import (Adapter, AdapterSet, TaskType, check_choice, check_count, check_task_type,
                       find_modules)
 from .gpt import require_gpt
+from .hf_names import hf_keywords
 
 NON_LINEARITIES = {"gelu": F.gelu, "relu": F.relu, "swish": F.silu}
 
 
+@hf_keywords
 @dataclass(frozen=True)
 class HoulsbyConfig:
     """ValueError for values out of range. (HuggingFace PEFT has no bottleneck adapters.)"""

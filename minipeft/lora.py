@@ -20,8 +20,10 @@ from torch import Tensor, nn
 
 from .adapter import (Adapter, AdapterSet, TaskType, check_choice, check_count, check_task_type,
                       find_modules)
+from .hf_names import hf_keywords
 
 
+@hf_keywords
 @dataclass(frozen=True)
 class LoraConfig:
     """HuggingFace PEFT's names; ValueError for values out of range."""
@@ -89,6 +91,19 @@ class LoraLinear(Adapter):
         """s B A, (out, in)."""
         return self.scaling * self.lora_B.weight @ self.lora_A.weight
 
+    @property
+    def weight(self) -> Tensor:
+        """W0 + s B A, laid out as the base's, for callers that read a layer's weight and never call
+        it: nn.MultiheadAttention, nn.TransformerEncoder in evaluation. (What somebody else has
+        packed stays as it is.)"""
+        W0 = self.base_layer.weight
+        delta = self.delta_weight().T if is_conv1d(self.base_layer) else self.delta_weight()
+        return (W0 + delta).to(W0.dtype) if W0.is_floating_point() else W0
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base_layer.bias
+
     def merge(self) -> nn.Module:
         """W0 + s B A in a plain linear layer; a 4-bit base becomes a dequantized `nn.Linear`."""
         merged = plain_linear(self.base_layer)
@@ -155,12 +170,24 @@ def target_layers(model: nn.Module, targets: Collection[str] | str | None) -> di
         return {path: module for path, module in model.named_modules()
                 if linear_widths(module) and module is not head
                 and path.rpartition(".")[2] != "lm_head"}
-    layers = find_modules(model, ["q_proj", "v_proj"] if targets is None else targets)
+    layers = default_layers(model) if targets is None else find_modules(model, targets)
     for path, module in layers.items():
         if not linear_widths(module):
             raise TypeError(f"LoRA adapts linear layers, but target {path!r} is a "
                             f"{type(module).__name__}; name the linears inside it")
     return layers
+
+
+def default_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Queries and values, as in the paper; ValueError naming the linears of a model without."""
+    try:
+        return find_modules(model, ["q_proj", "v_proj"])
+    except ValueError:
+        names = {path.rpartition(".")[2]: None for path, module in model.named_modules()
+                 if path and linear_widths(module)}
+        raise ValueError(f"target_modules=None means q_proj and v_proj, and the model has not "
+                         f"both; name some of its linears, {', '.join(names)}, or write "
+                         f"target_modules='all-linear'") from None
 
 
 def lora_adapters(model: nn.Module, config: LoraConfig, dtype: torch.dtype) -> AdapterSet:

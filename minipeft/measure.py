@@ -48,8 +48,10 @@ def saved_tensors(model: nn.Module, forward: Callable) -> tuple[list[Tensor], ob
     """(what autograd keeps for the backward pass of `forward()`, what that returned); the model's
     own parameters and buffers are left out."""
     held = {t.untyped_storage()._cdata for t in [*model.parameters(), *model.buffers()]}
-    saved = []      # the tensors themselves, so that no storage is freed and its address reused
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+    saved = []      # the storages' own tensors, so that none is freed and its address reused;
+    # detached, or an operation that keeps its own result would keep itself alive for ever
+    with torch.autograd.graph.saved_tensors_hooks(
+            lambda t: saved.append(t.detach()) or saved[-1], lambda t: t):
         result = forward()
     return [t for t in saved if t.untyped_storage()._cdata not in held], result
 

@@ -15,9 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, AdapterSet, TaskType, check_choice, check_count, check_task_type
-from .gpt import GPT, KVCache, require_gpt, sample_token_ids
+from .gpt import GPT, KVCache, check_length, require_gpt, sample_token_ids
+from .hf_names import hf_keywords
 
 
+@hf_keywords
 @dataclass(frozen=True)
 class PrefixTuningConfig:
     """HuggingFace PEFT's names, and `prefix_init`; ValueError for values out of range."""
@@ -121,7 +123,8 @@ def initial_prefixes(model: GPT, config: PrefixTuningConfig, dtype: torch.dtype)
     d_kv, L = sizes.kv_heads * sizes.head_dim, sizes.num_hidden_layers
     where = dict(device=model.model.norm.weight.device, dtype=dtype)
     if config.prefix_projection:
-        trunk = PrefixTrunk(P, d_kv, config.encoder_hidden_size or d_kv, **where)
+        hidden = d_kv if config.encoder_hidden_size is None else config.encoder_hidden_size
+        trunk = PrefixTrunk(P, d_kv, hidden, **where)
         return [ProjectedPrefix(trunk, d_kv, **where) for _ in range(L)]
     if config.prefix_init == "SAMPLE_VOCAB" and where["device"].type != "meta":
         return [Prefix(kv.to(dtype)) for kv in keys_and_values_of_tokens(model, P)]
@@ -131,6 +134,7 @@ def initial_prefixes(model: GPT, config: PrefixTuningConfig, dtype: torch.dtype)
 def prefix_adapters(model: nn.Module, config: PrefixTuningConfig, dtype: torch.dtype) -> AdapterSet:
     """One PrefixAttention a layer, not yet in place."""
     require_gpt(model, "prefix tuning")
+    check_length(config.num_virtual_tokens, model.config)
     paths = [f"model.layers.{i}.self_attn" for i in range(model.config.num_hidden_layers)]
     return {path: PrefixAttention(model.get_submodule(path), prefix)
             for path, prefix in zip(paths, initial_prefixes(model, config, dtype))}

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from .adapter import Adapter, AdapterSet, TaskType, check_choice, check_count, check_task_type
-from .gpt import GPT, check_token_ids, require_gpt, sample_token_ids
+from .gpt import GPT, check_length, check_token_ids, require_gpt, sample_token_ids
+from .hf_names import hf_keywords
 
 
+@hf_keywords
 @dataclass(frozen=True)
 class PromptTuningConfig:
     """HuggingFace PEFT's names; ValueError for values out of range."""
@@ -85,6 +87,7 @@ def initial_prompt(model: GPT, config: PromptTuningConfig, dtype: torch.dtype) -
 def prompt_adapters(model: nn.Module, config: PromptTuningConfig, dtype: torch.dtype) -> AdapterSet:
     """One SoftPrompt behind embed_tokens, not yet in place."""
     require_gpt(model, "prompt tuning")
+    check_length(config.num_virtual_tokens, model.config)
     path = "model.embed_tokens"
     return {path: SoftPrompt(model.get_submodule(path), initial_prompt(model, config, dtype))}
 

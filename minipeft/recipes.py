@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .adapter import check_choice
+from .adapter import Adapter, check_choice
 from .houlsby import HoulsbyConfig
 from .lora import LoraConfig
-from .nf4 import quantize_model
+from .nf4 import NF4Linear, quantize_model
 from .peft_model import get_peft_model
 from .prefix import PrefixTuningConfig
 from .prompt import PromptTuningConfig
@@ -65,12 +65,28 @@ def adapt(model: nn.Module, method: str, size: int | None = None,
     size: of the adapter; None: the recipe's
     dtype: of the frozen weights that are not in 4 bits; None: as they are
 
-    ValueError for an unknown method or a size that no model can have, with the model as it was.
+    ValueError for an unknown method or a size that no model can have, or full fine-tuning of a
+    model that is not whole, with the model as it was.
     """
     check_choice("method", method, tuple(RECIPES))
     recipe = RECIPES[method]
+    if recipe.config is None:
+        check_trains_whole(model)
     config = recipe.config and recipe.config(recipe.size if size is None else size)
     if recipe.four_bit:
         quantize_model(model)                    # before they are rounded to `dtype`
     model.to(dtype)
     return get_peft_model(model, config) if config else model
+
+
+def check_trains_whole(model: nn.Module) -> None:
+    """ValueError for a model of which full fine-tuning would train a part, or nothing."""
+    for path, module in model.named_modules():
+        if isinstance(module, Adapter | NF4Linear):
+            kind = "adapted" if isinstance(module, Adapter) else "in 4 bits"
+            raise ValueError(f"full fine-tuning trains every weight, but {path} is {kind}; take "
+                             f"the base model as it was loaded")
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            raise ValueError(f"full fine-tuning trains every weight, but {name} is frozen; call "
+                             f"model.requires_grad_(True) first")

@@ -34,10 +34,12 @@ class TrainConfig:
     max_grad_norm: float = 1.0                 # longer gradients are scaled to this norm
 
     def __post_init__(self):
-        if (not 0 < self.lr < math.inf or self.warmup_steps < 0 or not 0 <= self.flat < 1
-                or not 0 < self.max_grad_norm):
-            raise ValueError(f"TrainConfig wants lr > 0 and finite, warmup_steps >= 0, "
-                             f"0 <= flat < 1, max_grad_norm > 0: {self}")
+        if (not 0 < self.lr < math.inf or not 0 <= self.warmup_steps < math.inf
+                or not 0 <= self.flat < 1 or not 0 < self.max_grad_norm
+                or not all(0 <= beta < 1 for beta in self.betas)
+                or not 0 <= self.weight_decay < math.inf):
+            raise ValueError(f"TrainConfig wants lr > 0, warmup_steps and weight_decay >= 0, all "
+                             f"finite, 0 <= flat < 1, betas in [0, 1), max_grad_norm > 0: {self}")
 
     def lr_at(self, step: int, steps: int) -> float:
         """Warm-up, flat, then linear decay to 0 after the last of `steps`."""

@@ -164,3 +164,11 @@ def test_a_file_in_the_way_is_refused_and_kept(model, tmp_path):
     with pytest.raises(NotADirectoryError, match="saved into a folder, but .*adapter is a file"):
         get_peft_model(model, LoraConfig()).save_pretrained(tmp_path / "adapter")
     assert (tmp_path / "adapter").read_text() == "mine"
+
+
+def test_what_the_model_cannot_have_is_refused_by_the_files_name(model, tmp_path):
+    get_peft_model(model, LoraConfig(r=4)).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / CONFIG).read_text()) | {"target_modules": ["no_proj"]}
+    (tmp_path / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="adapter_config.json: .*no_proj"):
+        PeftModel.from_pretrained(GPT(SMALL), tmp_path)

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from minipeft import (GPT, GPTConfig, HoulsbyConfig, LoraConfig, PeftModel, PrefixTuningConfig,
-                      PromptTuningConfig, get_peft_model)
+                      PromptTuningConfig, get_peft_model, quantize_model)
+from minipeft.recipes import adapt
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 CONFIGS = {"lora": LoraConfig(r=4), "prompt": PromptTuningConfig(5),
@@ -125,6 +126,8 @@ MISFITS = {
                                     ValueError, "token ids must lie in 0 ... 60, got 61"),
     "text without tokens": (PromptTuningConfig(3, "TEXT", "a", lambda text: []), ValueError,
                             "token ids must be a non-empty"),
+    "a prompt beyond the model": (PromptTuningConfig(10**12, "SAMPLE_VOCAB"), ValueError,
+                                  "at most 64 positions .* got 1000000000000"),
     "prefix tokens beyond the model": (PrefixTuningConfig(65, prefix_init="SAMPLE_VOCAB"),
                                        ValueError, "at most 64 positions .* got 65"),
     "no config": (None, TypeError, "a config must be one of LoraConfig, .* got <class 'NoneType'>"),
@@ -185,6 +188,26 @@ def test_an_adapter_dtype_that_cannot_be_trained(dtype, model):
 def test_a_name_that_is_no_folder(name, model):
     with refused(model, ValueError, "an adapter's name must be letters"):
         get_peft_model(model, LoraConfig(), name)
+
+
+# Full fine-tuning of a part
+
+@pytest.mark.parametrize("spoil, message", [
+    (lambda m: get_peft_model(m, LoraConfig()), "q_proj is adapted; take the base model"),
+    (lambda m: get_peft_model(m, HoulsbyConfig(4)).base_model, "self_attn is adapted"),
+    (quantize_model, "model.layers.0.self_attn.q_proj is in 4 bits; take the base model"),
+    (lambda m: m.requires_grad_(False), "model.embed_tokens.weight is frozen; call"),
+    (lambda m: m.model.norm.requires_grad_(False) and m, "model.norm.weight is frozen"),
+], ids=["adapted", "its base", "4 bits", "frozen", "frozen in part"])
+def test_full_fine_tuning_of_what_is_not_whole_is_refused(spoil, message, model):
+    model = spoil(model)
+    with refused(model, ValueError, message):
+        adapt(model, "full")
+
+
+def test_full_fine_tuning_of_a_model_that_was_unloaded_is_not(model):
+    base = get_peft_model(model, LoraConfig()).unload()
+    assert adapt(base, "full") is model
 
 
 # Using an adapted model wrongly

@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -50,6 +52,16 @@ def test_a_diverged_run_is_recorded_as_such():
     assert record["loss"] is None and record["exact_match"] == 0
 
 
+def test_a_run_that_the_last_step_broke_has_diverged(monkeypatch):
+    def broken(model, batches, config, steps):
+        next(p for p in model.parameters() if p.requires_grad).data.fill_(math.nan)
+        return type("History", (), {"loss": [1.0, 1.0]})
+    monkeypatch.setattr("minipeft.lab.runs.train", broken)
+    record = run(QUICK)
+    assert record["loss"] is None and "history" not in record
+    json.dumps(record, allow_nan=False)
+
+
 def test_the_key_of_a_run_depends_on_all_that_decides_it(monkeypatch):
     changes = dict(arm="qlora", task="novel", seed=1, lr=2e-3, steps=3, split="sweep")
     keys = {key(dataclasses.replace(QUICK, **{name: value})) for name, value in changes.items()}
@@ -72,7 +84,7 @@ def test_a_run_depends_on_what_compare_imports_and_on_nothing_else():
 
 def test_finished_runs_are_read_and_the_others_computed_in_worker_processes(tmp_path, record):
     jobs = [QUICK, dataclasses.replace(QUICK, arm="prompt")]
-    finished = record | {"marked": True}
+    finished = dataclasses.asdict(QUICK) | record | {"marked": True}
     (tmp_path / f"{key(QUICK)}.json").write_text(json.dumps(finished))
     seen = []
     records = run_all(jobs, tmp_path, 2,
@@ -117,6 +129,9 @@ if os.name == "nt":     # no SIGINT to a child there
     ({1e-3: [(1.0, 0.6)], 3e-3: [(0.7, 0.7)], 1e-2: [(0.2, 0.9)], 3e-2: [(2.6, 0.0)]}, 3e-3),
     ({1e-2: [(2.6, 0.0)], 1e-3: [(0.7, 0.7), (0.7, 0.7)], 3e-3: [(0.2, 0.9), (2.6, 0)]}, 1e-3),
     ({1e-3: [(2.6, 0.0)], 3e-3: [(2.5, 0.0)], 1e-2: [(None, 0.0)]}, 1e-3),      # diverged
+    ({1e-3: [(math.nan, 0.0)], 3e-3: [(0.7, 0.7)], 1e-2: [(0.2, 0.9)]}, 3e-3),  # so did NaN,
+    ({1e-3: [(0.7, 0.7)], 3e-3: [(0.2, 0.9)], 1e-2: [(math.nan, 0.0), (0.1, 0.9)]}, 1e-3),
+    ({1e-3: [(2.6, 0.0)], 3e-3: [(2.5, 0.0)], 1e-2: [(-math.inf, 0.0)]}, 1e-3),  # and -inf
     ({1e-3: [(2.6, 0.0)]}, 1e-3),                                               # one rate
 ])
 def test_the_choice_of_a_learning_rate(scores, chosen):
@@ -241,3 +256,50 @@ def test_the_grids_of_rates_are_fine_enough():
     for recipe in RECIPES.values():
         ratios = [b / a for a, b in itertools.pairwise(recipe.grid)]
         assert all(1.5 < ratio <= 1.8 + 1e-9 for ratio in ratios), recipe.label
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"arm": "lora"}', b"[" * 9999])
+def test_a_damaged_file_of_a_finished_run_is_done_again_with_a_word(content, tmp_path, monkeypatch):
+    job = compare.Job("lora", "novel", 0, 1e-3, 3)
+    done = dict(trainable=1, loss=0.5, exact_match=0.0, share=0.0,
+                forgetting=dict.fromkeys(KEPT, 0.0))
+
+    def in_processes(call, inputs, workers, progress):
+        for one, path in inputs:
+            compare.write_json(path, asdict(one) | done)
+            yield None
+    monkeypatch.setattr(compare, "in_processes", in_processes)
+    path = tmp_path / f"{compare.key(job)}.json"
+    path.write_bytes(content)
+    with pytest.warns(UserWarning, match=f"{path.name}.*the run is done again"):
+        assert compare.run_all([job], tmp_path, 1, None) == [asdict(job) | done]
+    with warnings.catch_warnings(action="error"):
+        assert compare.run_all([job], tmp_path, 1, None) == [asdict(job) | done]
+    for damage, message in (({"seed": 7}, "is of another run"), ({"loss": math.nan}, "not finite"),
+                            ({"forgetting": {}}, "forgetting lacks story")):
+        path.write_text(json.dumps(asdict(job) | done | damage))
+        with pytest.warns(UserWarning, match=f"{message}.*; the run is done again"):
+            assert compare.run_all([job], tmp_path, 1, None) == [asdict(job) | done]
+    diverged = asdict(job) | dict(trainable=1, loss=None, exact_match=0.0, share=0.0)
+    path.write_text(json.dumps(diverged))
+    with warnings.catch_warnings(action="error"):
+        assert compare.run_all([job], tmp_path, 1, None) == [diverged]
+
+
+@pytest.mark.parametrize("content, message", [
+    ("{}", "lacks chosen, runs"), ('{"chosen": [], "runs": []}', "chosen must be an object"),
+    ('{"chosen": {"novel": {"lora": 0.1}}}', "lacks runs"),
+    ('{"chosen": {"novel": 3}, "runs": []}', "chosen: novel must be an object, got 3"),
+    ('{"chosen": {"novel": {"lora": "x"}}, "runs": []}', "novel: lora must be a number .* got 'x'"),
+    ('{"chosen": {"novel": {"lora": null}}, "runs": []}', "novel: lora must be a number .* None"),
+    ('{"chosen": {"novel": {"lora": 0.1}}, "runs": {}}', "runs must be a list"),
+    ('{"chosen": {"novel": {"lora": 0.1}}, "runs": [3]}', "run 1 must be an object, got 3"),
+    ('{"chosen": {"novel": {"lora": 0.1}}, "runs": [{}]}', "run 1 lacks arm, task"),
+    ('{"chosen": {"novel": {"lora": NaN}}}', "NaN is not finite"), ("[" * 9999, "nested deeper")])
+def test_a_damaged_table_of_rates_is_refused_by_its_name(content, message, tmp_path, monkeypatch):
+    path = tmp_path / "learning_rates.json"
+    path.write_text(content)
+    monkeypatch.setattr(rates, "LEARNING_RATES", path)
+    for reader in (rates.stored_means, functools.partial(rates.learning_rate, "lora", "novel")):
+        with pytest.raises(ValueError, match=f"learning_rates.json.*{message}"):
+            reader()

@@ -194,5 +194,32 @@ def test_an_unknown_notebook_is_refused_with_the_known_ones(course, capsys):
     assert main(["notebooks"]) == 1 and "come with a checkout" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["", " ", "-1", "0x0", "../00", "000"])
+def test_what_is_no_number_of_a_notebook_executes_none(number, course, capsys, monkeypatch):
+    monkeypatch.setattr(command, "execute", lambda *arguments: pytest.fail("it executed one"))
+    with pytest.raises(SystemExit) as stop:
+        main(["notebooks", "--execute", "--", number])
+    assert stop.value.code == 2 and "unknown notebook" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("edit, message", [
+    (lambda cells: cells[2].pop("id"), "cell 3 has no id"),
+    (lambda cells: cells[2].update(id=""), "cell 3 has no id"),
+    (lambda cells: cells[2].update(id=None), "cell 3 has no id"),
+    (lambda cells: cells[2].update(id=7), "cell 3 has no id"),
+    (lambda cells: cells[2].update(id="title"), "cell 3 has the id 'title' of cell 1"),
+    (lambda cells: cells[2].update(id="cell-001"), "cell 3 has the id 'cell-001' of cell 2"),
+    (lambda cells: cells.append("text"), "cells must be a list of objects")])
+def test_a_notebook_whose_cells_cannot_be_told_apart_is_refused(edit, message, tmp_path):
+    path = notebook(tmp_path / "n.ipynb", ["print(1)"], ["print(2)"])
+    content = load(path)
+    edit(content["cells"])
+    save(path, content)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=f"n.ipynb.*{message}"):
+        execute(path)
+    assert path.read_bytes() == before
+
+
 def test_every_notebook_of_the_course_has_its_question():
     assert set(command.questions()) == {path.name for path in NOTEBOOKS.glob("*.ipynb")}

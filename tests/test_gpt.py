@@ -162,3 +162,52 @@ def test_denormals_are_flushed_where_a_process_starts(start, denormals):
     script = DENORMAL.format(start)
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert out.stdout.strip() == str(denormals), out.stderr
+
+
+def test_a_row_ends_at_the_first_of_several_end_tokens_and_is_filled_with_the_first(model, ids):
+    """Beside a loop that decodes each row alone and cuts it."""
+    free = model.generate(ids, 12)[:, ids.shape[1]:].tolist()
+    ends = [free[0][3], free[1][5]]
+    expected = []
+    for row in free:
+        stop = next((i for i, token in enumerate(row) if token in ends), len(row))
+        expected.append(row[:stop + 1] + [ends[0]] * (len(row) - stop - 1))
+    longest = max(next((i + 1 for i, token in enumerate(row) if token in ends), len(row))
+                  for row in free)
+    for given in (ends, tuple(ends), torch.tensor(ends)):
+        out = model.generate(ids, 12, eos_token_id=given)[:, ids.shape[1]:].tolist()
+        assert out == [row[:longest] for row in expected]
+    one = model.generate(ids, 12, eos_token_id=ends[:1])
+    assert torch.equal(one, model.generate(ids, 12, eos_token_id=ends[0]))
+
+
+@pytest.mark.parametrize("given, message", [
+    (61, "must lie in 0 ... 60, got 61"), (-1, "must lie in 0 ... 60"), ([2, 99], "got 2 ... 99"),
+    ([], "must be a non-empty"), (2.5, "integer tensor")])
+def test_end_tokens_that_the_model_does_not_have_are_refused(given, message, model, ids):
+    with pytest.raises(ValueError, match=message):
+        model.generate(ids, 2, eos_token_id=given)
+
+
+@pytest.mark.parametrize("arguments", [
+    dict(max_new_tokens=0), dict(max_new_tokens=2.5), dict(max_new_tokens=float("nan")),
+    dict(max_new_tokens=2, temperature=float("nan")), dict(max_new_tokens=2, temperature=-1.0),
+    dict(max_new_tokens=2, temperature=float("inf")), dict(max_new_tokens=2, temperature=1e-31)])
+def test_impossible_sampling_is_refused(arguments, model, ids):
+    with pytest.raises(ValueError, match="temperature"):
+        model.generate(ids, **arguments)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 1e-30])
+def test_logits_that_are_not_finite_are_an_error_and_no_answer(temperature, model, ids):
+    assert model.generate(ids, 1, temperature).shape == (3, 8)
+    for value in (float("nan"), float("inf")):
+        with torch.no_grad():
+            model.lm_head.weight[5] = value
+        with pytest.raises(FloatingPointError, match="logits hold NaN or infinity"):
+            model.generate(ids, 1, temperature)
+
+
+def test_a_cache_for_every_layer_or_none(model, ids):
+    with pytest.raises(ValueError, match="shorter"):
+        model(ids, caches=[])

@@ -2,6 +2,7 @@
 import dataclasses
 import itertools
 import json
+import math
 
 import pytest
 
@@ -49,7 +50,7 @@ def fake(job: Job) -> dict:
     """Full fine-tuning knows everything at once, a prompt nothing ever; the others by steps."""
     share = {"full": 1.0, "prompt": 0.0}.get(job.arm, 1 - 30 / job.steps)
     return dict(trainable=job.size or 5, loss=1 - share + 0.01 * job.lr, share=share,
-                forgetting={}, update_norm=None)
+                exact_match=0.0, forgetting={}, update_norm=None)
 
 
 def test_the_study_doubles_the_steps_of_each_arm_until_it_is_flat(tmp_path, monkeypatch):
@@ -60,7 +61,7 @@ def test_the_study_doubles_the_steps_of_each_arm_until_it_is_flat(tmp_path, monk
     # 1 - 30 / n gains 30 / n in a doubling to n: 7.5, 3.75, 1.9 and 0.9 points
     assert most == {"full": 400, "prompt": 3200} | dict.fromkeys(
         ("lora", "qlora", "prefix", "houlsby"), 3200)
-    assert [len(learned(found, "lora", steps)) for steps in (200, 400, 800)] == [6, 3, 3]
+    assert [len(learned(found, "lora", steps)) for steps in (200, 400, 800)] == [6, 2, 2]
     assert all(learned(found, arm, 200, graded.stored_size(arm, size))
                for arms in EQUAL.values() for arm, size in arms)
     assert {r["lr"] for r in found if (r["arm"], r["steps"], r["size"], r["split"])
@@ -70,7 +71,7 @@ def test_the_study_doubles_the_steps_of_each_arm_until_it_is_flat(tmp_path, monk
     assert "about" in summary.equal_table(found) and plot.graded_figure(found).axes
 
 
-def in_this_process(jobs, run, path, version, workers, progress, what):
+def in_this_process(jobs, run, path, version, workers, progress, what, keys):
     lines = [dict(version=version, job=dataclasses.asdict(job)) | run(job) for job in jobs]
     before = path.read_text() if path.exists() else ""
     path.write_text(before + "".join(json.dumps(line) + "\n" for line in lines))
@@ -80,7 +81,9 @@ def in_this_process(jobs, run, path, version, workers, progress, what):
 def test_the_command_refuses_what_the_study_decides_itself(capsys):
     for more in (["--seeds", "2"], ["--sweep"], ["--quick"], ["--methods", "lora"],
                  ["--tasks", "languages"]):
-        assert main(["compare", "--graded", *more]) == 2
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", "--graded", *more])
+        assert stop.value.code == 2
         assert "--graded has its own" in capsys.readouterr().err
 
 
@@ -103,6 +106,23 @@ def test_the_stored_study_has_its_seeds_and_one_rate_an_arm_chosen_by_the_rule()
 
 def group(run: dict) -> tuple:
     return run["arm"], run["size"], run["task"]
+
+
+WHOLE = {"arm": "lora", "task": "languages", "seed": 0, "lr": 0.1, "steps": 200, "split": "report",
+         "size": None}
+SCORES = {"version": graded.VERSION, "trainable": 1, "loss": None, "exact_match": 0.0, "share": 0.0}
+
+
+@pytest.mark.parametrize("line", [
+    {"job": WHOLE | {"steps": "x"}}, {"job": WHOLE | {"size": 1.5}}, {"job": WHOLE | {"arm": None}},
+    {"job": {}}, {"job": WHOLE, "share": "x"}, {"job": WHOLE, "share": math.nan}])
+def test_a_line_that_lacks_what_a_study_wants_is_named_and_a_diverged_run_is_read(line, tmp_path):
+    path = tmp_path / graded.LINES
+    path.write_text(json.dumps(SCORES | {"job": WHOLE}) + "\n")
+    assert [run["loss"] for run in graded.read(tmp_path)] == [None]
+    path.write_text(json.dumps(SCORES | line) + "\n")
+    with pytest.raises(ValueError, match="graded.jsonl, line 1 is no run of a study"):
+        graded.read(tmp_path)
 
 
 @pytest.mark.parametrize("line", ['{"version": 0, "job": {}}', "null"])

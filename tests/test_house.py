@@ -14,9 +14,10 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # The house. An import goes down to a lower row, or inside a room to a file named before it.
 FLOORS = """
-adapter  gpt  train  files
+adapter  gpt  train  files  folders
+hf_names
 lora  prompt  prefix  houlsby  nf4  measure  figures
-adapter_file
+adapter_file  state
 peft_model
 recipes  tiny_world
 llm
@@ -28,7 +29,7 @@ __main__
 ROOMS = {"nf4": "reference state cpu gpu dispatch linear __init__",
          "tiny_world": "__init__ grammar village documents languages tasks pretrain",
          "llm": "__init__ gguf chat smollm2 shared_prefix run_files finetune",
-         "lab": "__init__ sources memory study runs rates graded compare summary plot "
+         "lab": "__init__ sources hf_config memory study runs rates graded compare summary plot "
                 "bench_nf4 bench_step",
          "course": "__init__ notebook questions execute claims",
          "claims": "claim counts computed measured observed table report __init__",
@@ -124,6 +125,69 @@ def test_optional_packages_are_imported_in_one_module_and_no_error_is_swallowed(
         if isinstance(node, ast.ExceptHandler):
             assert node.type is not None and getattr(node.type, "id", "") not in (
                 "Exception", "BaseException"), f"{path.name}:{node.lineno} catches everything"
+
+
+def is_true_or_false(node: ast.expr) -> bool:
+    """Whether an expression can be nothing else, as far as its form tells."""
+    call = node.func if isinstance(node, ast.Call) else None
+    name = getattr(call, "id", getattr(call, "attr", ""))
+    return (isinstance(node, ast.Compare | ast.BoolOp)
+            or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not))
+            or name in ("isinstance", "hasattr", "any", "all", "is_dir", "exists", "startswith"))
+
+
+def defaults(source: str) -> list[str]:
+    """Every `x or y` of a source whose value is x or y, and not only whether one holds."""
+    tree, asked = ast.parse(source), set()
+    for node in ast.walk(tree):
+        for test in [getattr(node, "test", None), *getattr(node, "ifs", []),
+                     getattr(node, "operand", None)]:
+            asked |= {id(part) for part in ast.walk(test)} if test is not None else set()
+        if isinstance(node, ast.Call) and getattr(node.func, "id", "") in ("any", "all"):
+            asked |= {id(part) for part in ast.walk(node)}
+    return [ast.unparse(node) for node in ast.walk(tree)
+            if isinstance(node, ast.BoolOp) and isinstance(node.op, ast.Or)
+            and id(node) not in asked and not is_true_or_false(node.values[0])
+            and ".append(" not in ast.unparse(node.values[0])]      # gives None: "and then"
+
+
+def test_what_is_a_default_and_what_is_a_condition():
+    assert set(defaults("f(x or 1)\ny = a.b or []\nreturn x() or 'none'")) == {
+        "x or 1", "a.b or []", "x() or 'none'"}
+    assert defaults("if a or b: pass\nc = d > 1 or e\nf = not (g or h)\nany(i or j for i in k)\n"
+                    "l = [m for m in n if m or o]") == []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_zero_is_a_value_so_no_default_is_written_with_or(path):
+    assert defaults(path.read_text(encoding="utf-8")) == [], "write: y if x is None else x"
+
+
+# Who else may open JSON or safetensors: json.loads of what a process of ours has just printed or
+# made, files under a checksum
+READERS = {"files.py": {"loads", "safe_open"}, "bench_step.py": {"loads"}, "execute.py": {"loads"},
+           "pretrain.py": {"safetensors.load"}}
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_one_function_reads_every_json_and_one_every_safetensors(path):
+    """json.load(s), torch.load, safe_open, and safetensors' load and load_file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("safetensors"):
+            found |= {f"safetensors.{a.name}" for a in node.names if a.name.startswith("load")}
+            found |= {a.name for a in node.names if a.name == "safe_open"}
+        elif isinstance(node, ast.Attribute) and node.attr in ("load", "loads", "safe_open"):
+            if getattr(node.value, "id", "") in ("json", "torch", "pickle", "np", "safetensors"):
+                found.add(node.attr)
+    assert found <= READERS.get(path.name, set()), f"{path.name}: call the readers of files"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_promise_hangs_on_assert(path):
+    """python -O leaves them out."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    assert [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)] == []
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(PACKAGE)))

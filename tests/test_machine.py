@@ -136,7 +136,7 @@ def test_pretraining_does_not_replace_the_shipped_bases(shipped, monkeypatch, ca
 
 def test_a_sweep_does_not_replace_the_shipped_rates_and_says_how_to_use_its_own(
         shipped, monkeypatch, capsys):
-    def run_study(jobs, run, path, version, workers, progress, desc):
+    def run_study(jobs, run, path, version, workers, progress, desc, keys):
         path.parent.mkdir(parents=True)
         return [dict(version=version, job=asdict(job), loss=1.0, share=0.5) for job in jobs]
     monkeypatch.setattr(rates, "run_study", run_study)
@@ -154,7 +154,7 @@ def test_a_sweep_does_not_replace_the_shipped_rates_and_says_how_to_use_its_own(
 
 def test_a_table_of_rates_that_lacks_one_is_refused_by_name(shipped, monkeypatch, capsys):
     found = Path("rates.json")
-    found.write_text('{"chosen": {"novel": {"lora": 0.001}}}')
+    found.write_text('{"chosen": {"novel": {"lora": 0.001}}, "runs": []}')
     monkeypatch.setattr(rates, "LEARNING_RATES", found)
     assert main(["compare", "--quick"]) == 1
     assert "has no rate of 'full' on 'novel'" in capsys.readouterr().err

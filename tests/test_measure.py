@@ -1,10 +1,14 @@
 """Counted bytes against counts by hand."""
+import gc
+import weakref
+
 import torch
 from conftest import SMALL
 from torch import nn
 
 from minipeft import GPT, GPTConfig, LoraConfig, PromptTuningConfig, get_peft_model, quantize_model
-from minipeft.measure import interleaved, nbytes, saved_activations, training_bytes
+from minipeft.measure import (interleaved, nbytes, saved_activations, saved_tensors,
+                              training_bytes)
 from minipeft.peft_model import count_parameters
 
 
@@ -92,3 +96,14 @@ def test_interleaved_calls_every_function_once_a_round_in_turn():
                           rounds=4, warmup=1)
     assert order == ["a", "b"] * 5
     assert all(t.low <= t.median <= t.high for t in timings.values())
+
+
+def test_what_was_counted_is_freed_without_a_backward_pass():
+    """exp and softmax keep their own results for the backward pass."""
+    x = torch.ones(1000, requires_grad=True)
+    saved, y = saved_tensors(nn.Identity(), lambda: x.exp().softmax(0))
+    assert sorted(t.numel() for t in saved) == [1000, 1000]
+    result = weakref.ref(y)
+    del saved, y
+    gc.collect()
+    assert result() is None

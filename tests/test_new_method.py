@@ -120,7 +120,7 @@ def test_it_is_swept_and_compared(in_this_process, monkeypatch, tmp_path, capsys
     assert main(["compare", "--methods", "shift", "--tasks", "elicit", "--quick", "--workers", "1",
                  "--out", str(tmp_path)]) == 0
     table = capsys.readouterr().out
-    assert table.count("\nShift ") == 3          # summary, costs, full size
+    assert table.count("\nShift ") == 4          # summary, latency, costs, full size
     assert (tmp_path / "quality.png").stat().st_size > 5000
 
 

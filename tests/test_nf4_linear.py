@@ -1,14 +1,21 @@
 """NF4Linear against nn.Linear over the dequantized weight, and quantize_model."""
 import copy
 import functools
+import json
 
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from conftest import SMALL
+
+from minipeft import GPT, LoraConfig, get_peft_model
 from minipeft.adapter import Adapter
-from minipeft.nf4 import NF4Linear, dequantize_nf4, quantize_model, quantize_nf4
+from minipeft.files import read_tensors, save_tensors
+from minipeft.nf4 import (NF4Linear, QuantState, dequantize_nf4, dispatch, quantize_model,
+                          quantize_nf4)
+from minipeft.nf4.state import PACKED_KEY
 
 EXACT = dict(rtol=0, atol=0)
 
@@ -185,3 +192,124 @@ def test_a_single_row_that_needs_a_gradient_gets_it():
     layer(x).sum().backward()
     # the gradient of the sum of W x is the sum of W's rows, added up in another order: some ulp
     torch.testing.assert_close(x.grad[0], layer.dequantize().sum(0), rtol=1e-5, atol=1e-6)
+
+
+# What users of nn.Linear read, and torch.compile
+
+
+def test_the_weight_is_the_dequantized_one_and_no_part_of_the_state():
+    linear, layer = linear_and_nf4()
+    expected = dequantize_nf4(*quantize_nf4(linear.weight, compress_statistics=True))
+    torch.testing.assert_close(layer.weight, expected, **EXACT)
+    assert layer.weight.dtype == torch.float32 and layer.bfloat16().weight.dtype == torch.float32
+    assert "weight" not in layer.state_dict() and "weight" not in dict(layer.named_parameters())
+
+
+@pytest.fixture
+def compiled():
+    torch._dynamo.reset()
+    yield functools.partial(torch.compile, backend="aot_eager", fullgraph=True)
+    torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+@pytest.mark.parametrize("nested, dtype", [(False, torch.float32), (True, torch.bfloat16)])
+def test_a_compiled_layer_is_one_graph_and_computes_the_same(nested, dtype, compiled):
+    _, layer = linear_and_nf4(double_quant=nested)
+    whole = compiled(layer)
+    x = torch.randn(4, 128, dtype=dtype)
+    twins = [x.clone().requires_grad_() for _ in range(2)]
+    for call, twin in zip((whole, layer), twins):
+        call(twin).square().sum().backward()
+    torch.testing.assert_close(whole(x), layer(x), **EXACT)
+    torch.testing.assert_close(twins[0].grad, twins[1].grad, **EXACT)
+    with torch.no_grad():
+        torch.testing.assert_close(whole(x[:1]), layer(x[:1]), **EXACT)      # from the codes
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_a_compiled_qlora_model_is_one_graph_whatever_its_layers(model, ids, compiled):
+    peft_model = get_peft_model(quantize_model(model), LoraConfig(r=2, target_modules="all-linear"))
+    expected = peft_model(ids)
+    whole = compiled(peft_model)
+    torch.testing.assert_close(whole(ids), expected, **EXACT)
+    whole(ids).square().sum().backward()
+    assert all(p.grad is not None for p in peft_model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_operators_in_a_graph_keep_torchs_rules(nested):
+    """As torch.library.opcheck knows them: no aliases, no mutation, true shapes and dtypes."""
+    _, layer = linear_and_nf4(double_quant=nested)
+    arguments = layer.packed, *dispatch.pieces(layer.quant_state)
+    torch.library.opcheck(dispatch.dequantize_in_graph, (*arguments, torch.bfloat16))
+    torch.library.opcheck(dispatch.gemv_in_graph, (*arguments, torch.randn(128)))
+
+
+@pytest.mark.parametrize("other", [dict(quant_type="int4"), dict(blocksize=128),
+                                   dict(double_quant=False),
+                                   dict(in_features=32, out_features=128)])
+def test_a_state_whose_codes_mean_something_else_is_refused(other):
+    """4,096 weights each, so that bytes of the same number would load."""
+    made = dict(in_features=64, out_features=64, bias=False, quant_type="nf4") | other
+    state = NF4Linear(**made).state_dict()
+    layer = NF4Linear(64, 64, bias=False)
+    if made["in_features"] == 64 and set(other) == {"quant_type"}:
+        assert {k: t.shape for k, t in state.items()} == {
+            k: t.shape for k, t in layer.state_dict().items()} | {
+            "_extra_state": state["_extra_state"].shape}
+    with pytest.raises((ValueError, RuntimeError), match="says .* and the layer is|size mismatch"):
+        layer.load_state_dict(state)
+
+
+def test_a_state_that_does_not_say_what_its_codes_mean_is_refused():
+    state = NF4Linear(64, 64).state_dict()
+    del state["_extra_state"]
+    with pytest.raises(RuntimeError, match="Missing key.*_extra_state"):
+        NF4Linear(64, 64).load_state_dict(state)
+    for damage in (b"", b"{", b"[1]", b"[" * 9999, b"\xff"):
+        state["_extra_state"] = torch.tensor(list(damage), dtype=torch.uint8)
+        with pytest.raises(ValueError, match="state of an NF4Linear (is not valid|must hold)"):
+            NF4Linear(64, 64).load_state_dict(state)
+
+
+def test_the_state_of_a_quantized_model_goes_through_a_safetensors_file(tmp_path, model):
+    quantize_model(model)
+    save_tensors(tmp_path / "a.safetensors", model.state_dict(), {})
+    torch.manual_seed(1)
+    other = quantize_model(GPT(SMALL))
+    other.load_state_dict(read_tensors(tmp_path / "a.safetensors")[0])
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def packed_with(**changes):
+    _, state = quantize_nf4(torch.randn(64, 64), compress_statistics=True)
+    entries = state.as_dict(packed=True)
+    text = json.loads(bytes(entries[PACKED_KEY].tolist())) | changes
+    entries[PACKED_KEY] = torch.tensor(list(json.dumps(text).encode()), dtype=torch.uint8)
+    return entries
+
+
+@pytest.mark.parametrize("name", ["quant_type", "blocksize", "dtype", "shape", "nested_blocksize",
+                                  "nested_dtype", "nested_offset"])
+@pytest.mark.parametrize("value", [None, [], {}, "x", -1, 0, True, 2**62, [-1, 4], ["a"],
+                                   [2**40] * 2])
+def test_a_quant_state_of_wrong_values_is_a_value_error(name, value):
+    if (name, value) in [("nested_offset", -1), ("nested_offset", 0), ("nested_offset", 2**62),
+                         ("nested_offset", True), ("quant_type", "x")]:
+        return                                       # a number is a number, a name a name
+    with pytest.raises(ValueError):
+        QuantState.from_dict(packed_with(**{name: value}))
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"[" * 9999, b"\xff", b'{"a": 1, "a": 1}'])
+def test_packed_bytes_that_are_no_object_are_a_value_error(content):
+    entries = packed_with() | {PACKED_KEY: torch.tensor(list(content), dtype=torch.uint8)}
+    with pytest.raises(ValueError, match=PACKED_KEY):
+        QuantState.from_dict(entries)
+    for other in (packed_with() | {PACKED_KEY: "{}"}, packed_with() | {"absmax": [1.0]},
+                  packed_with() | {"quant_map": None}):
+        with pytest.raises(ValueError, match="must be a"):
+            QuantState.from_dict(other)

@@ -1,4 +1,7 @@
 """check must fail when it should: the notebooks' proofs rest on it."""
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -23,3 +26,16 @@ def test_check_prints_one_line_for_equal_tensors(capsys):
 def test_check_fails_on_differences_shapes_and_nan(ours, theirs, atol, message):
     with pytest.raises(AssertionError, match=message):
         notebook.check("x", ours, theirs, atol)
+
+
+def test_a_check_raises_under_python_o_too():
+    """Both kinds of disagreement; `assert` would be left out."""
+    code = ("import torch; from minipeft.course.notebook import check\n"
+            "for theirs in (torch.ones(2), torch.zeros(3), torch.full((2,), float('nan'))):\n"
+            "    try: check('x', torch.zeros(2), theirs, 0.5)\n"
+            "    except AssertionError as error: print(error)\n"
+            "    else: print('nothing was seen')")
+    done = subprocess.run([sys.executable, "-O", "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "x: the largest difference is 1, above 0.5", "x: the shapes are (2,) and (3,)",
+        "x: the largest difference is inf, above 0.5"], done.stderr

@@ -1,11 +1,13 @@
 """A long study goes on where it stopped, and mixes nothing."""
 import json
+import math
 import time
 from dataclasses import dataclass
 
 import pytest
 import torch
 
+from minipeft.lab import study
 from minipeft.lab.study import in_processes, read_lines, run_study
 
 
@@ -42,17 +44,36 @@ def test_every_run_is_a_line_and_only_missing_ones_are_done(tmp_path):
     ('{"version": 2, "job": {"name": "a", "lr": 0.1}}', "line 1 is of version 2 .* now at 1"),
     ('{"version": 1, "job"', "line 1 is no run of a study"),
     ('{"version": 1}', "line 1 is no run of a study"),
+    ('{"version": 1, "job": {}, "loss": NaN}', "line 1 is no run .* NaN is not finite"),
+    ('{"version": 1, "job": {"name": "a", "lr": 0.1}}', "line 1 is no run .* lacks loss"),
+    ('{"version": 1, "job": {"name": "a", "lr": 0.1}, "loss": "x"}', "line 1 .* loss must be a nu"),
     ("[1]", "line 1 is no run of a study")])
 def test_lines_of_another_version_or_none_are_named(line, message, tmp_path):
     path = tmp_path / "study.jsonl"
     path.write_text(line + "\n")
     with pytest.raises(ValueError, match=f"study.jsonl, {message}"):
-        run_study([Job("a")], run, path, 1, workers=1)
+        run_study([Job("a")], run, path, 1, workers=1, keys={"loss": (float, type(None))})
     assert path.read_text() == line + "\n"
 
 
+def diverged(job: Job) -> dict:
+    return {"loss": None if job.name == "a" else math.inf}
+
+
+def test_a_loss_of_null_is_kept_and_one_that_is_not_finite_never_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "in_processes", lambda call, inputs, *_: map(call, inputs))
+    path, keys = tmp_path / "study.jsonl", {"loss": (float, type(None))}
+    for _ in range(2):
+        found, = run_study([Job("a")], diverged, path, 1, workers=1, keys=keys)
+        assert found["loss"] is None
+    kept = path.read_text()
+    with pytest.raises(ValueError, match="study.jsonl is not written: .* infinite"):
+        run_study([Job("a"), Job("b")], diverged, path, 1, workers=1)
+    assert path.read_text() == kept and kept.count("\n") == 1
+
+
 def test_no_file_is_an_empty_study(tmp_path):
-    assert read_lines(tmp_path / "none.jsonl", 1) == {}
+    assert read_lines(tmp_path / "none.jsonl", 1, {}) == {}
 
 
 def test_a_progress_bar_sees_every_result():

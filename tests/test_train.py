@@ -126,7 +126,10 @@ def test_nothing_trainable_a_loss_that_diverges_and_missing_batches_are_errors(m
 @pytest.mark.parametrize("bad", [
     {"lr": 0}, {"lr": -1}, {"lr": float("nan")}, {"lr": float("inf")},
     {"lr": 1, "warmup_steps": -1}, {"lr": 1, "flat": 1},
-    {"lr": 1, "max_grad_norm": -1}, {"lr": 1, "max_grad_norm": float("nan")}])
+    {"lr": 1, "max_grad_norm": -1}, {"lr": 1, "max_grad_norm": float("nan")},
+    {"lr": 1, "warmup_steps": float("nan")}, {"lr": 1, "warmup_steps": float("inf")},
+    {"lr": 1, "betas": (0.9, 1.0)}, {"lr": 1, "betas": (float("nan"), 0.9)},
+    {"lr": 1, "weight_decay": float("nan")}, {"lr": 1, "weight_decay": -0.1}])
 def test_a_config_out_of_range_is_refused(bad):
     with pytest.raises(ValueError, match="TrainConfig wants lr > 0"):
         TrainConfig(**bad)

@@ -13,6 +13,8 @@ import json
 import random
 from pathlib import Path
 
+from minipeft.files import write_text
+
 SEED = 5
 N_TRAIN, N_TEST = 2000, 200
 
@@ -190,7 +192,7 @@ def examples(n: int, held_out: bool, seed: int = SEED) -> list[dict[str, str]]:
 def main(folder: Path = Path(__file__).parent) -> None:
     for name, n, held_out in (("train", N_TRAIN, False), ("test", N_TEST, True)):
         lines = [json.dumps(line, ensure_ascii=False) + "\n" for line in examples(n, held_out)]
-        (folder / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8", newline="\n")
+        write_text(folder / f"{name}.jsonl", "".join(lines))
 
 
 if __name__ == "__main__":

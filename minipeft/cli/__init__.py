@@ -8,9 +8,14 @@
 FloatingPointError and ImportError end the program with one line and exit status 1. Files that
 cannot be written are found out by check_output, before any work.
 """
-import contextlib
+import argparse
 import os
+import re
 from pathlib import Path
+
+from ..folders import check_writable
+
+MAX_SEED = 2**32 - 1
 
 COMMANDS = {
     "compare": "train every method on the tiny GPT; print what is claimed beside what is measured",
@@ -31,21 +36,23 @@ class UsageError(Exception):
 
 
 def check_output(folder: Path) -> None:
-    """OSError unless files can be written into `folder`, which need not exist yet.
-
-    Tried by making it and writing a byte (a full disk has room for an empty file); both are undone.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--out must be a folder, but {folder} is a file")
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    probe = folder / f".{os.getpid()}.probe"
+    """OSError unless files can be written into `folder`; UsageError if a file stands for the
+    folder, or a folder for a file."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"?")
-    except OSError as error:
-        raise OSError(f"nothing can be written into {folder} ({error.strerror}); name another "
-                      f"folder with --out") from None
-    finally:
-        for undo in (probe.unlink, *(path.rmdir for path in made)):
-            with contextlib.suppress(OSError):
-                undo()
+        check_writable(folder)
+    except (NotADirectoryError, IsADirectoryError) as error:
+        raise UsageError(str(error)) from None
+
+
+def cores() -> int:
+    """How many the machine has, as far as Python can tell."""
+    found = os.cpu_count()
+    return 1 if found is None else found
+
+
+def seed(text: str) -> int:
+    """The type of every --seed, for argparse."""
+    if not re.fullmatch(r"[0-9]+", text) or int(text) > MAX_SEED:
+        raise argparse.ArgumentTypeError(f"a seed must be a whole number, 0 to {MAX_SEED}, got "
+                                         f"{text!r}")
+    return int(text)

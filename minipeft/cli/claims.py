@@ -1,6 +1,5 @@
 """`minipeft claims`: every sentence of the lesson that can be checked, checked."""
 import json
-import os
 import sys
 from functools import partial
 from pathlib import Path
@@ -9,7 +8,7 @@ from tqdm import tqdm
 
 from ..course import claims
 from ..course.claims import report
-from . import UsageError, check_output
+from . import UsageError, check_output, cores
 
 EXAMPLE = "python -m minipeft claims --markdown"
 
@@ -35,7 +34,7 @@ def run(args) -> None:
     if args.remeasure:
         check_output(args.out)
     progress = partial(tqdm, file=sys.stderr, dynamic_ncols=True)
-    measurements = (claims.remeasure(args.out, args.seeds, min(os.cpu_count() or 1, 8), progress)
+    measurements = (claims.remeasure(args.out, args.seeds, min(cores(), 8), progress)
                     if args.remeasure else claims.stored())
     rows = report.evaluate(claims.CLAIMS, measurements, partial(progress, leave=False))
     print(formatted(rows, args))

@@ -1,6 +1,5 @@
 """`minipeft compare`: every method, measured beside claimed."""
 import math
-import os
 import statistics
 import sys
 import time
@@ -14,7 +13,7 @@ from ..files import RESULTS, write_json
 from ..lab import compare, graded, plot, rates, summary
 from ..lab.runs import STEPS
 from ..recipes import RECIPES
-from . import UsageError, check_output
+from . import UsageError, check_output, cores
 
 EXAMPLE = "python -m minipeft compare --methods full lora --tasks elicit --seeds 1"
 
@@ -28,7 +27,7 @@ def arguments(parser) -> None:
     parser.add_argument("--out", type=Path, default=Path("results"),
                         help="folder for compare.json, the pictures and finished runs "
                              "(default: results)")
-    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 8),
+    parser.add_argument("--workers", type=int, default=min(cores(), 8),
                         help="processes of one thread each (default: the number of cores)")
     parser.add_argument("--quick", action="store_true",
                         help="one seed, the new task only: under a minute on two cores")
@@ -40,7 +39,8 @@ def arguments(parser) -> None:
 
 
 def run(args) -> None:
-    args.tasks = args.tasks or (["novel"] if args.quick else list(STEPS))
+    if args.tasks is None:
+        args.tasks = ["novel"] if args.quick else list(STEPS)
     check(args)
     start = time.perf_counter()
     asked = sweep if args.sweep else study if args.graded else compared
@@ -54,8 +54,9 @@ def run(args) -> None:
 
 def compared(args, progress) -> None:
     methods = [arm for arm in RECIPES if arm in args.methods or arm == "full"]
-    results = compare.compare(methods, args.tasks, 1 if args.quick else args.seeds or 3, args.out,
-                              args.workers, 5 if args.quick else 25, progress)
+    seeds = 1 if args.quick else 3 if args.seeds is None else args.seeds
+    results = compare.compare(methods, args.tasks, seeds, args.out, args.workers,
+                              5 if args.quick else 25, progress)
     pictures = plot.compare_pictures(results, args.out)
     print(report(results))
     if "languages" in args.tasks and (runs := graded.read(RESULTS / "languages")):

@@ -1,7 +1,9 @@
 """`minipeft finetune`: teach SmolLM2 a task from a file of examples, and keep the adapter."""
+import contextlib
 import hashlib
 import importlib
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -12,11 +14,11 @@ from tqdm import tqdm
 from ..files import write_json
 from ..llm import chat
 from ..llm.finetune import Run, RunRecipe, Schedule, faster_dtype, finetune, report
-from ..llm.run_files import CURVES, REPORT, RUN, draw_curves, new_folder, read_settings
+from ..llm.run_files import CURVES, REPORT, RUN, claimed, draw_curves, read_settings
 from ..llm.smollm2 import load
 from ..recipes import RECIPES
 from ..train import place
-from . import UsageError, check_output
+from . import UsageError, check_output, seed
 
 EXAMPLE = ("python -m minipeft finetune --data data/tool_calls/train.jsonl --method lora "
            "--out runs/tools")
@@ -53,7 +55,7 @@ def arguments(parser) -> None:
         choices=["auto", "float32", "bfloat16"])
     add("--recompute", "gradient checkpointing: less memory, more time",
         action="store_true", default=None)
-    add("--seed", "of the adapter and the order of the data", type=int)
+    add("--seed", "of the adapter and the order of the data", type=seed)
 
 
 def settings_of(args) -> dict:
@@ -63,7 +65,7 @@ def settings_of(args) -> dict:
         if given or args.data:
             raise UsageError(f"--resume continues with the settings in {args.out / RUN}; "
                              f"leave out {', '.join([*given] + ['data'] * bool(args.data))}")
-        return read_settings(args.out)
+        return checked(read_settings(args.out), args.out / RUN)
     if args.data is None:
         raise UsageError("--data is wanted: a file of JSON lines, for example "
                          "data/tool_calls/train.jsonl")
@@ -80,6 +82,19 @@ def settings_of(args) -> dict:
     data = {"training": str(args.data.absolute()), "max_length": new["max_length"],
             "validation": str(new["validation"].absolute()) if new["validation"] else None}
     return {"model": new["model"], "data": data, "recipe": recipe, "schedule": schedule}
+
+
+def checked(settings: dict, path: Path) -> dict:
+    """ValueError, which names the file, for a value in it that no run can have."""
+    if settings["model"] != DEFAULTS["model"]:
+        raise ValueError(f"{path}: model must be {DEFAULTS['model']}, got "
+                         f"{settings['model']!r:.80}")
+    try:
+        RunRecipe(**settings["recipe"])
+        Schedule(**settings["schedule"])
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}; restore it") from None
+    return settings
 
 
 def read_data(settings: dict, encode) -> tuple[list, list, int]:
@@ -122,13 +137,16 @@ def start_processes() -> torch.device:
     return torch.device("cuda", local) if cuda else torch.device("cpu")
 
 
-def prepare(args, settings: dict) -> tuple[Run, list, list]:
-    """Data, model and run, ready for the next step; nothing is written before all is well."""
-    device = start_processes()
-    if place()[0] == 0:
-        check_output(args.out)
-        if not args.resume:
-            new_folder(args.out)
+def own_folder(args) -> contextlib.AbstractContextManager:
+    """The folder of the run, claimed by the process that writes."""
+    if place()[0] > 0:
+        return contextlib.nullcontext()
+    check_output(args.out)
+    return claimed(args.out, args.resume)
+
+
+def prepare(args, settings: dict, device: torch.device) -> tuple[Run, list, list]:
+    """Data, model and run, ready for the next step; the settings are written when all is well."""
     model, tokenizer = load()
     training, validation, left_out = read_data(settings, lambda text: tokenizer.encode(text).ids)
     check_same_data(settings)
@@ -163,14 +181,20 @@ def train(run: Run, training: list, validation: list) -> None:
 
 
 def run(args) -> None:
-    settings = settings_of(args)
-    job, training, validation = prepare(args, settings)
-    train(job, training, validation)
-    if place()[0] == 0:
-        summary = report(job, settings)
-        write_json(args.out / REPORT, summary)
-        draw_curves(job.history, args.out / CURVES)
-        show(summary, args.out)
+    settings, device = settings_of(args), start_processes()
+    with own_folder(args):
+        job, training, validation = prepare(args, settings, device)
+        try:
+            train(job, training, validation)
+        except KeyboardInterrupt:
+            print(f"\n{job.kept()}; it goes on with: python -m minipeft finetune --resume --out "
+                  f"{shlex.quote(str(args.out))}", file=sys.stderr)
+            raise
+        if place()[0] == 0:
+            summary = report(job, settings)
+            write_json(args.out / REPORT, summary)
+            draw_curves(job.history, args.out / CURVES)
+            show(summary, args.out)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -6,7 +6,7 @@ import torch
 from ..llm.chat import END, chat_text
 from ..llm.run_files import load_trained
 from ..llm.smollm2 import load
-from . import UsageError
+from . import UsageError, seed
 
 EXAMPLE = 'python -m minipeft generate "Wake me at 7:15 am" --adapter runs/tools --compare'
 
@@ -15,15 +15,23 @@ def arguments(parser) -> None:
     parser.add_argument("prompt", nargs="+", help="what the user says")
     parser.add_argument("--adapter", type=Path, help="folder of a run or of an HF PEFT adapter")
     parser.add_argument("--compare", action="store_true", help="the base model's answer as well")
+    parser.add_argument("--system", help="the system turn, if the adapter was trained under one of "
+                        "its own (default: SmolLM2's)")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="default: 100")
     parser.add_argument("--temperature", type=float, default=0.0, help="default: 0, the likeliest")
-    parser.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
+    parser.add_argument("--seed", type=seed, default=0, help="of the sampling (default: 0)")
+
+
+def asked(args) -> list[dict[str, str]]:
+    """The conversation so far."""
+    system = [] if args.system is None else [{"role": "system", "content": args.system}]
+    return [*system, {"role": "user", "content": " ".join(args.prompt)}]
 
 
 def answer(model, tokenizer, args) -> None:
     """Print the answer to the prompt as it is made; a character waits until all its bytes are."""
     torch.manual_seed(args.seed)
-    ids = tokenizer.encode(chat_text([{"role": "user", "content": " ".join(args.prompt)}])).ids
+    ids = tokenizer.encode(chat_text(asked(args))).ids
     new, shown = [], ""
     for token in model.stream(torch.tensor([ids]), args.max_new_tokens, args.temperature,
                               tokenizer.token_to_id(END)):
@@ -40,6 +48,8 @@ def run(args) -> None:
         raise UsageError("--compare wants an --adapter to compare the base model with")
     if not "".join(args.prompt).strip():
         raise UsageError("the prompt is empty")
+    if args.system is not None and not args.system.strip():
+        raise UsageError("--system is empty; leave it out for SmolLM2's own")
     model, tokenizer = load()
     if args.compare or not args.adapter:
         print("base     " if args.compare else "", end="")

@@ -1,7 +1,7 @@
 """`minipeft merge`: SmolLM2 with an adapter in its weights, as a folder that transformers loads."""
 from pathlib import Path
 
-from ..llm.run_files import WEIGHTS, load_trained, new_folder, write_weights
+from ..llm.run_files import WEIGHTS, claimed, load_trained, write_weights
 from ..llm.smollm2 import load, write_transformers_files
 from ..peft_model import PeftModel
 from . import check_output
@@ -16,13 +16,13 @@ def arguments(parser) -> None:
 
 def run(args) -> None:
     check_output(args.out)
-    model, tokenizer = load()
-    trained = load_trained(model, args.adapter)
-    if isinstance(trained, PeftModel):
-        trained = trained.merge_and_unload()
-    new_folder(args.out)
-    write_weights(trained, args.out)
-    write_transformers_files(trained, tokenizer, args.out)
+    with claimed(args.out):
+        model, tokenizer = load()
+        trained = load_trained(model, args.adapter)
+        if isinstance(trained, PeftModel):
+            trained = trained.merge_and_unload()
+        write_weights(trained, args.out)
+        write_transformers_files(trained, tokenizer, args.out)
     size = (args.out / WEIGHTS).stat().st_size
     print(f"written: {args.out}, {size / 1e6:.0f} MB; "
           f'transformers.AutoModelForCausalLM.from_pretrained("{args.out}") loads it')

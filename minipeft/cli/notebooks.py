@@ -1,5 +1,4 @@
 """`minipeft notebooks`: what each asks; or execute them and store what came out."""
-import json
 import re
 import sys
 import time
@@ -9,7 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..course.execute import execute
-from ..files import NOTEBOOKS
+from ..files import NOTEBOOKS, read_json
 from . import UsageError
 
 EXAMPLE = "python -m minipeft notebooks --execute 03 05"
@@ -37,9 +36,9 @@ def chosen(numbers: list[str]) -> list[Path]:
         raise FileNotFoundError(f"no notebooks in {NOTEBOOKS}: they come with a checkout of the "
                                 f"repository")
     for number in numbers:
-        if number.zfill(2) not in known:
+        if not number or number.zfill(2) not in known:
             raise UsageError(f"unknown notebook {number!r}; known: {', '.join(known)}")
-    wanted = {number.zfill(2) for number in numbers} or known
+    wanted = {number.zfill(2) for number in numbers} if numbers else known
     return [path for number, path in known.items() if number in wanted]
 
 
@@ -50,7 +49,7 @@ def questions() -> dict[str, str]:
 
 
 def execute_and_report(path: Path) -> None:
-    timed = json.loads((NOTEBOOKS / "timed_cells.json").read_text(encoding="utf-8"))
+    timed = read_json(NOTEBOOKS / "timed_cells.json")
     start = time.perf_counter()
     changed = execute(path, partial(tqdm, desc=path.name, unit="cell", file=sys.stderr,
                                     dynamic_ncols=True, leave=False))

@@ -3,7 +3,7 @@ import random
 import textwrap
 
 from ..course.questions import Question, questions
-from . import UsageError
+from . import UsageError, seed
 
 EXAMPLE = "python -m minipeft quiz --group memory --count 5"
 GRADES = {"y": "knew it", "p": "partly", "n": "not yet"}
@@ -12,7 +12,7 @@ GRADES = {"y": "knew it", "p": "partly", "n": "not yet"}
 def arguments(parser) -> None:
     parser.add_argument("--group", help="only groups whose name contains this, such as qlora")
     parser.add_argument("--count", type=int, help="how many questions (default: all)")
-    parser.add_argument("--seed", type=int,
+    parser.add_argument("--seed", type=seed,
                         help="the same order again (default: another each time)")
 
 

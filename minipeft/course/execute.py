@@ -18,7 +18,8 @@ from pathlib import Path
 
 from matplotlib.image import imread
 
-from ..files import write_text
+from ..files import parse_json, write_text
+from ..folders import check_writable
 
 try:
     import nbformat
@@ -46,9 +47,10 @@ class ThisPython(AsyncKernelManager):
 def execute(path: Path, progress: Callable[[Iterable], Iterable] = iter) -> list[str]:
     """Run all cells in the notebook's folder and store what is new; ids of the changed cells.
 
-    ValueError, with the file as it was, if a cell raises, writes to stderr, takes too long, or
-    ends the kernel.
+    OSError if nothing can be written there; ValueError, with the file as it was, if a cell raises,
+    writes to stderr, takes too long, or ends the kernel.
     """
+    check_writable(path.parent, "make that folder writable, or work on a copy of the notebooks")
     text = path.read_text(encoding="utf-8")
     raw = read(path, text)
     stored = nbformat.reads(text, as_version=4)
@@ -64,15 +66,27 @@ def execute(path: Path, progress: Callable[[Iterable], Iterable] = iter) -> list
 
 def read(path: Path, text: str) -> dict:
     """The notebook's JSON as it stands in the file; ValueError if it is none with cell ids."""
-    try:
-        raw = json.loads(text)
-        version = raw["nbformat"], raw["nbformat_minor"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a notebook ({error!r}); restore it") from None
+    raw = parse_json(text.encode(), f"{path} is not a notebook because it", "restore it",
+                     keys={"nbformat": int, "nbformat_minor": int, "cells": list})
+    version = raw["nbformat"], raw["nbformat_minor"]
     if not (4, 5) <= version < (5, 0):
         raise ValueError(f"{path} must be in nbformat 4.5, whose cells have ids, got "
                          f"{version[0]}.{version[1]}; save it with JupyterLab 4")
+    check_ids(raw["cells"], path)
     return raw
+
+
+def check_ids(cells: list, path: Path) -> None:
+    """ValueError unless every cell has an id of its own: by it its outputs find their place."""
+    if not all(isinstance(cell, dict) for cell in cells):
+        raise ValueError(f"{path} is not a notebook (cells must be a list of objects); restore it")
+    ids = [cell.get("id") for cell in cells]
+    for number, name in enumerate(ids, start=1):
+        named = isinstance(name, str) and name != ""
+        if not named or ids.index(name) != number - 1:
+            first = f"the id {name!r} of cell {ids.index(name) + 1}" if named else "no id"
+            raise ValueError(f"{path}: every cell must have an id of its own, but cell {number} "
+                             f"has {first}; save it with JupyterLab 4")
 
 
 def run_cells(notebook: nbformat.NotebookNode, path: Path, progress) -> None:

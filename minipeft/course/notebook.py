@@ -26,10 +26,12 @@ def start(seed: int = 0, threads: int = 1) -> None:
 def check(name: str, ours, theirs, atol: float = 0.0) -> None:
     """Print one line if `ours` equals `theirs`, bitwise or within `atol`; AssertionError if not."""
     ours, theirs = torch.as_tensor(ours), torch.as_tensor(theirs)
-    assert ours.shape == theirs.shape, (f"{name}: the shapes are {tuple(ours.shape)} and "
-                                        f"{tuple(theirs.shape)}")
+    if ours.shape != theirs.shape:      # not by `assert`, which python -O leaves out
+        raise AssertionError(f"{name}: the shapes are {tuple(ours.shape)} and "
+                             f"{tuple(theirs.shape)}")
     difference = largest_difference(ours, theirs)
-    assert difference <= atol, f"{name}: the largest difference is {difference:.3g}, above {atol:g}"
+    if not difference <= atol:
+        raise AssertionError(f"{name}: the largest difference is {difference:.3g}, above {atol:g}")
     verdict = "equal, bitwise" if atol == 0 else f"equal within {atol:g}"
     print(f"{name:<44} {tuple(ours.shape)!s:<16} {verdict}")
 

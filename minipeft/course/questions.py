@@ -19,7 +19,8 @@ class Question:
 
 def questions(group: str | None = None) -> list[Question]:
     """All, or those of the groups whose name contains `group`; ValueError if there is none."""
-    entries = read_json(QUESTIONS, wanted=list)
+    keys = dict.fromkeys(("group", "question", "answer", "proof", "reread"), str)
+    entries = read_json(QUESTIONS, wanted=list, keys=keys)
     found = [Question(number, **entry) for number, entry in enumerate(entries, start=1)]
     if group is None:
         return found

@@ -166,7 +166,8 @@ def cpu_name() -> str:
     info = Path("/proc/cpuinfo")
     names = [line.split(":")[1].strip() for line in info.read_text().splitlines()
              if line.startswith("model name")] if info.exists() else []
-    return f"{(names or [platform.processor()])[0]}, {torch.backends.cpu.get_cpu_capability()}"
+    name = names[0] if names else platform.processor()
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}"
 
 
 def table(results: dict) -> str:

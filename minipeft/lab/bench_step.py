@@ -21,9 +21,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from ..files import DATA, write_json
+from ..files import DATA, read_tensors, write_json
 from ..gpt import GPT, GPTConfig
 from ..llm.chat import batch_plan, collate, encode_example, read_jsonl
 from ..llm.shared_prefix import shared_logits
@@ -61,7 +61,7 @@ def make_inputs(folder: Path, steps: int) -> None:
 
 
 def weights_of(folder: Path, dtype: str) -> dict[str, torch.Tensor]:
-    state = load_file(folder / f"{dtype}.safetensors")
+    state = read_tensors(folder / f"{dtype}.safetensors")[0]
     return state | {"lm_head.weight": state["model.embed_tokens.weight"]}
 
 
@@ -117,7 +117,7 @@ def quantize_with_bitsandbytes(model: torch.nn.Module) -> None:
 
 
 def set_common_A(model: torch.nn.Module, folder: Path) -> None:
-    A = load_file(folder / "A.safetensors")
+    A = read_tensors(folder / "A.safetensors")[0]
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_A" in name:
@@ -131,7 +131,7 @@ def work(folder: Path, side: str, dtype: str, four_bit: bool) -> None:
     answers, sys.stdout = sys.stdout, sys.stderr      # what a library prints is no answer
     model, loss_of = (ours if side == SIDES[0] else theirs)(folder, dtype, four_bit)
     set_common_A(model, folder)
-    batches = load_file(folder / "batches.safetensors")
+    batches = read_tensors(folder / "batches.safetensors")[0]
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR,
                                   weight_decay=0.0)
 

@@ -15,6 +15,7 @@ import json
 import os
 import platform
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cache, partial
@@ -35,9 +36,11 @@ from ..tiny_world import documents
 from ..tiny_world.pretrain import load_base, read_record
 from ..train import batch_loss
 from .rates import learning_rate, stored_means
-from .runs import BATCH, STEPS, Job, base_seed, run, task_of
+from .runs import BATCH, STEPS, Job, base_seed, check_record, run, task_of
 from .sources import sources
 from .study import Progress, in_processes
+
+AGAIN = "the run is done again"
 
 
 def key(job: Job) -> str:
@@ -61,14 +64,30 @@ def run_and_store(job_and_path: tuple[Job, Path]) -> None:
 
 
 def run_all(jobs: list[Job], folder: Path, workers: int, progress: Progress | None) -> list[dict]:
-    """The records of all jobs, in order; those in `folder` are read, the others computed."""
+    """The records of all jobs, in order; those in `folder` are read, the others computed, and so
+    are, with a warning, those whose file is damaged."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = {job: folder / f"{key(job)}.json" for job in jobs}
-    missing = [(job, path) for job, path in paths.items() if not path.exists()]
+    missing = [(job, path) for job, path in paths.items() if not is_finished(job, path)]
     missing.sort(key=lambda pair: -pair[0].steps)            # the long ones first
     for _ in in_processes(run_and_store, missing, workers, progress):
         pass
-    return [read_json(paths[job], "delete it, and the run is done again") for job in jobs]
+    return [read_json(paths[job]) for job in jobs]
+
+
+def is_finished(job: Job, path: Path) -> bool:
+    """Whether that file holds a run of that job; a warning if it holds anything else."""
+    if not path.exists():
+        return False
+    try:
+        record = read_json(path, AGAIN)
+        check_record(record, str(path), AGAIN)
+        if any(record[name] != value for name, value in asdict(job).items()):
+            raise ValueError(f"{path} is of another run; {AGAIN}")
+    except ValueError as error:
+        warnings.warn(str(error), stacklevel=2)
+        return False
+    return True
 
 
 # ---------------------------------------------------------------- costs
@@ -159,7 +178,7 @@ def timed(phase: str, model: nn.Module, virtual: Caches | None, ids: torch.Tenso
     """The phase as a call without arguments, on caches that it finds as the last call did."""
     gpt = model.get_base_model() if isinstance(model, PeftModel) else model
     before = [KVCache() for _ in gpt.model.layers]
-    for kept, (k, v) in zip(before, virtual or []):
+    for kept, (k, v) in zip(before, [] if virtual is None else virtual):
         kept.k, kept.v = (t.expand(len(ids), -1, -1, -1).contiguous() for t in (k, v))
     if phase == "decode":
         with torch.no_grad():

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..recipes import RECIPES
 from .rates import SWEEP_SEEDS, choose, learning_rate, record, scores
-from .runs import STEPS, Job
+from .runs import JOB, RECORD, STEPS, Job
 from .study import Progress, read_lines, run_study
 
 LINES = "graded.jsonl"           # in the folder of the study
@@ -39,7 +39,8 @@ Arm = tuple[str, int | None, str]     # a key of RECIPES, the size (None: the re
 def study(out: Path, workers: int, progress: Progress | None = None) -> list[dict]:
     """Every run of the study, those in `out` not done again; returns their records."""
     def runs(jobs: list[Job], what: str) -> list[dict]:
-        lines = run_study(jobs, scores, out / LINES, VERSION, workers, progress, what)
+        lines = run_study(jobs, scores, out / LINES, VERSION, workers, progress, what,
+                          RECORD)
         return [record(line) for line in lines]
 
     def sweep(arms: list[Arm], steps: int, what: str, above: int | None, solved: float
@@ -75,7 +76,8 @@ def around(grid: tuple[float, ...], lr: float, above: int | None) -> tuple[float
 
 def read(out: Path) -> list[dict]:
     """The records of the finished runs in the folder."""
-    return [record(line) for line in read_lines(out / LINES, VERSION).values()]
+    return [record(line)
+            for line in read_lines(out / LINES, VERSION, RECORD | {"job": JOB}).values()]
 
 
 def learned(runs: list[dict], arm: str, steps: int, size: int | None = None) -> list[float]:

@@ -22,6 +22,7 @@ from ..recipes import RECIPES, adapt
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 OPTIMIZERS = ("adamw", "sgd")
 GiB = 2**30
+MOST_TOKENS = 2**31         # a step; with GPTConfig's largest sizes, bytes still fit in 63 bits
 
 
 @dataclass(frozen=True)
@@ -45,12 +46,21 @@ class Run:
         for name in ("r", "batch", "seq"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        recipe = RECIPES[self.method]
-        virtual = getattr(recipe.config and recipe.config(self.r), "num_virtual_tokens", 0)
-        if self.seq + virtual > self.config.max_position_embeddings:
+            if getattr(self, name) > MOST_TOKENS:
+                raise ValueError(f"{name} must be at most {MOST_TOKENS}, got {getattr(self, name)}")
+        if self.batch * self.seq > MOST_TOKENS:
+            raise ValueError(f"batch x seq must be at most {MOST_TOKENS} tokens, got "
+                             f"{self.batch * self.seq}")
+        if self.positions > self.config.max_position_embeddings:
             raise ValueError(f"seq, virtual tokens included, must be at most the model's "
                              f"{self.config.max_position_embeddings} positions, "
-                             f"got {self.seq + virtual}")
+                             f"got {self.positions}")
+
+    @property
+    def positions(self) -> int:
+        """Of a sequence: its tokens, and the virtual ones in front of them."""
+        config = RECIPES[self.method].config
+        return self.seq + getattr(config and config(self.r), "num_virtual_tokens", 0)
 
 
 def meta_model(run: Run, layers: int) -> nn.Module:
@@ -66,57 +76,68 @@ class FusedAttention(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if function is not F.scaled_dot_product_attention:
-            return function(*args, **(kwargs or {}))
+            return function(*args, **({} if kwargs is None else kwargs))
         q, k, v, mask = args
         mask = None if mask is None else mask.to(q.dtype)          # (T, S), as the kernel adds it
         fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
         return fused(q, k, v, attn_mask=mask)[0]
 
 
-def saved_bytes(run: Run, layers: int) -> tuple[int, int, int]:
-    """(activations, logits) that autograd keeps with that many layers, and the input of a layer."""
-    model, inputs = meta_model(run, layers), []
+def saved_bytes(run: Run, model: nn.Module) -> tuple[int, int, int]:
+    """(activations, logits) that autograd keeps, and the input of a layer."""
+    gpt, inputs, hidden = getattr(model, "base_model", model), [], []
     ids = torch.zeros(run.batch, run.seq, dtype=torch.long, device="meta")
-    last = getattr(model, "base_model", model).model.layers[-1]
-    last.register_forward_pre_hook(lambda _, args: inputs.append(args[0].nbytes))
+    gpt.model.layers[-1].register_forward_pre_hook(lambda _, args: inputs.append(args[0].nbytes))
 
-    def forward() -> torch.Tensor:
+    def body() -> None:
         with FusedAttention():
-            logits = model(ids)                                                    # (B, T, V)
-            F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
-        return logits
+            hidden.append(gpt.model(ids))                                          # (B, T, C)
 
-    saved, logits = saved_tensors(model, forward)
-    as_wide_as_the_vocabulary = [t for t in saved if t.shape[-1:] == logits.shape[-1:]]
-    logits_bytes = nbytes(as_wide_as_the_vocabulary)
-    return nbytes(saved) - logits_bytes, logits_bytes, inputs[0]
+    def head() -> None:
+        logits = gpt.lm_head(hidden[0])                                            # (B, T, V)
+        F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+
+    below, _ = saved_tensors(model, body)
+    above, _ = saved_tensors(model, head)
+    held = {t.untyped_storage()._cdata for t in [*below, *hidden]}
+    logits = nbytes(t for t in above if t.is_floating_point() and t.ndim
+                    and t.untyped_storage()._cdata not in held)
+    return nbytes([*below, *above]) - logits, logits, inputs[0]
 
 
-def activation_bytes(run: Run) -> tuple[int, int]:
-    """(activations, logits) of the whole model. Every layer saves the same but the first, below
-    which an adapter may have nothing to send gradients to."""
-    L = run.config.num_hidden_layers
-    (two, logits, layer_input), (three, *_) = saved_bytes(run, 2), saved_bytes(run, 3)
-    layer = three - two
-    rest = two - 2 * layer
-    if not run.checkpointing:
-        return rest + L * layer, logits
-    return rest + layer + L * layer_input, logits      # one layer at a time is recomputed
+def parts_of(run: Run, layers: int) -> dict[str, int]:
+    """`plan` of the model with that many layers."""
+    model = meta_model(run, layers)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    adapter = sum(p.nbytes for p in trained) if isinstance(model, PeftModel) else 0
+    quantized = [m for m in model.modules() if isinstance(m, NF4Linear)]
+    constants = sum(b.nbytes for m in quantized for name, b in m.named_buffers()
+                    if name != "packed")
+    weights = weight_bytes(model) - adapter - constants
+    activations, logits, layer_input = saved_bytes(run, model)
+    return {"weights": weights, "quantization constants": constants, "adapter": adapter,
+            "gradients": sum(p.nbytes for p in trained),
+            "optimizer": sum(optimizer_bytes(p, run.optimizer) for p in trained),
+            "activations": activations, "logits": logits, "layer input": layer_input}
 
 
 def plan(run: Run) -> dict[str, int]:
-    """Bytes by kind. ValueError or TypeError as get_peft_model raises them."""
-    model = meta_model(run, run.config.num_hidden_layers)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    adapter = sum(p.nbytes for p in trained) if isinstance(model, PeftModel) else 0
-    layers = [m for m in model.modules() if isinstance(m, NF4Linear)]
-    constants = sum(b.nbytes for m in layers for name, b in m.named_buffers() if name != "packed")
-    activations, logits = activation_bytes(run)
-    return {"weights": weight_bytes(model) - adapter - constants,
-            "quantization constants": constants, "adapter": adapter,
-            "gradients": sum(p.nbytes for p in trained),
-            "optimizer": sum(optimizer_bytes(p, run.optimizer) for p in trained),
-            "activations": activations, "logits": logits}
+    """Bytes by kind. ValueError or TypeError as get_peft_model raises them.
+
+    Every layer takes the same but the first, below which an adapter may have nothing to send
+    gradients to: two layers and a third give every number of them.
+    """
+    L = run.config.num_hidden_layers
+    parts = parts_of(run, min(L, 2))
+    alone, layer_input = parts["activations"], parts.pop("layer input")       # of one layer
+    if L > 1:
+        three = parts_of(run, 3)
+        layer = {kind: three[kind] - parts[kind] for kind in parts}
+        alone -= layer["activations"]
+        parts = {kind: parts[kind] + (L - 2) * layer[kind] for kind in parts}
+    if run.checkpointing:                               # one layer at a time is recomputed
+        parts["activations"] = alone + L * layer_input
+    return parts
 
 
 def optimizer_bytes(p: torch.Tensor, optimizer: str) -> int:
@@ -126,7 +147,7 @@ def optimizer_bytes(p: torch.Tensor, optimizer: str) -> int:
     return (8 if p.dtype == torch.float32 else 12) * p.numel()
 
 
-def advice(run: Run, limit: int) -> list[str]:
+def advice(run: Run, limit: float) -> list[str]:
     """What to change, each with what the run would then take, most faithful to the plan first."""
     changes = [("gradient checkpointing", dict(checkpointing=True)),
                ("QLoRA in place of " + run.method, dict(method="qlora", r=min(run.r, 16))),

@@ -159,9 +159,15 @@ def rates_figure(results: dict) -> Figure:
     return fig
 
 
+def learned_tasks(results: dict) -> list[str]:
+    """The tasks that teach something; all, if none does."""
+    found = [task for task in results["tasks"] if task != "elicit"]
+    return found if found else results["tasks"]
+
+
 def forgetting_figure(results: dict) -> Figure:
     """Learning against forgetting: a mark a rate of the stored sweep, a line through a method."""
-    tasks = [task for task in results["tasks"] if task != "elicit"] or results["tasks"]
+    tasks = learned_tasks(results)
     fig, axes = new_figure(len(tasks), figsize=(4.4 * len(tasks) + 1.2, 4.2))
     for ax, task in zip(axes, tasks):
         for arm in results["methods"]:
@@ -186,7 +192,7 @@ def forgetting_figure(results: dict) -> Figure:
 
 
 def curves_figure(results: dict) -> Figure:
-    tasks = [task for task in results["tasks"] if task != "elicit"] or results["tasks"]
+    tasks = learned_tasks(results)
     fig, axes = new_figure(len(tasks), figsize=(4.4 * len(tasks) + 1.2, 4.0))
     for ax, task in zip(axes, tasks):
         for arm in results["methods"]:

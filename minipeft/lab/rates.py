@@ -7,9 +7,9 @@ import math
 import statistics
 from pathlib import Path
 
-from ..files import DATA, read_json
+from ..files import DATA, check_keys, plain, read_json
 from ..recipes import RECIPES
-from .runs import STEPS, Job, forgotten, run
+from .runs import NUMBER, RECORD, STEPS, Job, check_record, forgotten, run
 from .study import Progress, run_study
 
 LEARNING_RATES = DATA / "learning_rates.json"
@@ -21,7 +21,7 @@ AGAIN = "make it with: python -m minipeft compare --sweep"
 
 def learning_rate(arm: str, task: str) -> float:
     """The arm's rate from the stored sweep; an error says how to make one that has it."""
-    chosen = stored().get("chosen", {})
+    chosen = stored()["chosen"]
     if arm not in chosen.get(task, {}):
         raise ValueError(f"the sweep in {LEARNING_RATES} has no rate of {arm!r} on {task!r}; "
                          f"{AGAIN} --methods {arm} --tasks {task}")
@@ -29,10 +29,18 @@ def learning_rate(arm: str, task: str) -> float:
 
 
 def stored() -> dict:
-    """The sweep that the chosen rates come from: rule, chosen, runs."""
+    """The sweep that the chosen rates come from: rule, chosen, runs; ValueError for a table that
+    is damaged anywhere."""
     if not LEARNING_RATES.exists():
         raise FileNotFoundError(f"no sweep at {LEARNING_RATES}; {AGAIN}")
-    return read_json(LEARNING_RATES, AGAIN)
+    sweep = read_json(LEARNING_RATES, AGAIN, keys={"chosen": {}, "runs": list})
+    for task, rates in sweep["chosen"].items():
+        where = f"{LEARNING_RATES}: chosen: {plain(task)}"
+        check_keys(rates, {}, where, AGAIN)
+        check_keys(rates, dict.fromkeys(rates, NUMBER), where, AGAIN)
+    for number, run_ in enumerate(sweep["runs"], start=1):
+        check_record(run_, f"{LEARNING_RATES}: run {number}", AGAIN)
+    return sweep
 
 
 def choose(runs: list[dict], solved: float = 0.99) -> float:
@@ -49,10 +57,15 @@ def choose(runs: list[dict], solved: float = 0.99) -> float:
                if statistics.mean(r["share"] for r in group) >= solved]
     if solving:
         return solving[0]
-    mean_loss = {lr: statistics.mean(math.inf if r["loss"] is None else r["loss"] for r in group)
-                 for lr, group in by_lr.items()}
-    pairs = list(itertools.pairwise(by_lr)) or [(lr, lr) for lr in by_lr]
+    mean_loss = {lr: statistics.mean(map(loss_of, group)) for lr, group in by_lr.items()}
+    pairs = itertools.pairwise(by_lr) if len(by_lr) > 1 else [(lr, lr) for lr in by_lr]
     return min(pairs, key=lambda pair: mean_loss[pair[0]] + mean_loss[pair[1]])[0]
+
+
+def loss_of(run: dict) -> float:
+    """Infinite for a run that diverged, whether it says None or a number that is not finite."""
+    loss = run["loss"]
+    return loss if loss is not None and math.isfinite(loss) else math.inf
 
 
 def scores(job: Job) -> dict:
@@ -71,7 +84,8 @@ def sweep(methods: list[str], tasks: list[str], seeds: tuple[int, ...], out: Pat
     """Every rate of every arm's grid on the seeds of the sweep, and the choice."""
     jobs = [Job(arm, task, seed, lr, STEPS[task], "sweep") for task in tasks for arm in methods
             for lr in RECIPES[arm].grid for seed in seeds]
-    lines = run_study(jobs, scores, out / LINES, VERSION, workers, progress, "sweep")
+    lines = run_study(jobs, scores, out / LINES, VERSION, workers, progress, "sweep",
+                      RECORD)
     runs = [record(line) for line in lines]
     chosen = {task: {arm: choose([r for r in runs if (r["arm"], r["task"]) == (arm, task)])
                      for arm in methods} for task in tasks}
@@ -103,8 +117,9 @@ def stored_means() -> list[dict]:
     found = []
     for (task, arm, lr), group in groups.items():
         whole = all(run_["loss"] is not None for run_ in group)
+        used = sweep["chosen"].get(task, {}).get(arm)
         found.append(dict(
-            task=task, arm=arm, lr=lr, n=len(group), chosen=sweep["chosen"][task][arm] == lr,
+            task=task, arm=arm, lr=lr, n=len(group), chosen=used == lr,
             share=statistics.mean(run_["share"] for run_ in group),
             loss=statistics.mean(run_["loss"] for run_ in group) if whole else None,
             forgetting=statistics.mean(forgotten(run_) for run_ in group) if whole else None))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from ..files import check_keys
 from ..peft_model import PeftModel, count_parameters
 from ..recipes import RECIPES, adapt
 from ..tiny_world import documents
@@ -22,6 +23,11 @@ STEPS = {"elicit": 60, "novel": 200, "languages": 200}
 BATCH = 32                                      # examples a step
 K = 8                                           # languages of the task of that name
 KEPT = ("story", "facts", "ferry")              # kinds of document that no task redefines
+NUMBER = (float, int)
+# What a record of a run must hold
+RECORD = {"trainable": int, "loss": (*NUMBER, type(None)), "exact_match": NUMBER, "share": NUMBER}
+JOB = {"arm": str, "task": str, "seed": int, "lr": NUMBER, "steps": int, "split": str,
+       "size": (int, type(None))}
 
 
 @dataclass(frozen=True)
@@ -62,10 +68,12 @@ def run(job: Job) -> dict:
     except FloatingPointError:
         return record
     scores = task.score(model, job.split) if isinstance(task, Task) else task.score(model)
+    lost = forgetting(model, base_seed(job.seed))
+    if not all(map(math.isfinite, (scores["loss"], *lost.values()))):
+        return record                                   # the last step did it
     restored = bare(model)
     return record | {"share": scores["exact_match"]} | scores | dict(
-        history=history.loss, forgetting=forgetting(model, base_seed(job.seed)),
-        update_norm=update_norm(model, frozen),
+        history=history.loss, forgetting=lost, update_norm=update_norm(model, frozen),
         restored=all(torch.equal(restored[key], frozen[key]) for key in frozen))
 
 
@@ -74,6 +82,13 @@ def forgetting(model: nn.Module, base: int) -> dict[str, float]:
     before = read_record()[str(base)]["validation"]             # scored when it was shipped
     return {kind: evaluate(model, documents.validation(kind)[:2])[0] - before[kind]["loss"]
             for kind in documents.KINDS}
+
+
+def check_record(record: dict, where: str, do: str) -> None:
+    """ValueError, as check_keys', unless this is a job's fields and what `run` has given."""
+    check_keys(record, JOB | RECORD, where, do)
+    if record["loss"] is not None:
+        check_keys(record, {"forgetting": dict.fromkeys(KEPT, NUMBER)}, where, do)
 
 
 def forgotten(record: dict) -> float:

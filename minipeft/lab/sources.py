@@ -23,7 +23,8 @@ def imported(path: Path) -> Iterator[Path]:
     """The files that the relative imports of one file name, inside functions too."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
-            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            parts = [] if node.module is None else node.module.split(".")
+            base = path.parents[node.level - 1].joinpath(*parts)
             for alias in node.names:
                 yield from files_of(base, alias.name)
 

@@ -15,6 +15,9 @@ from pathlib import Path
 
 import torch
 
+from ..files import check_keys, parse_json, to_json
+
+DO = "delete that line, and the run is done again"
 Progress = Callable[..., Iterable]              # as tqdm: (iterable, total=, desc=)
 
 
@@ -35,21 +38,19 @@ def in_processes(call: Callable, inputs: list, workers: int, progress: Progress 
             yield from progress(results, total=len(inputs), desc=desc) if progress else results
 
 
-def read_lines(path: Path, version: int) -> dict[str, dict]:
+def read_lines(path: Path, version: int, keys: dict) -> dict[str, dict]:
     """The finished runs of a study's file, by job; ValueError for a line that is none of this
-    version."""
+    version, or lacks one of the `keys` (see files.py)."""
     found = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = path.read_bytes().splitlines() if path.exists() else []
     for number, line in enumerate(lines, start=1):
-        try:
-            record = json.loads(line)
-            job, of = record["job"], record["version"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number} is no run of a study ({error!r}); delete "
-                             f"that line, and the run is done again") from None
+        where = f"{path}, line {number} is no run of a study: it"
+        record = parse_json(line, where, DO, keys={"job": {}, "version": int})
+        job, of = record["job"], record["version"]
         if of != version:
             raise ValueError(f"{path}, line {number} is of version {of} of this study, which is "
                              f"now at {version}; move the file away, and begin anew")
+        check_keys(record, keys, where, DO)
         found[key_of(job)] = record
     return found
 
@@ -59,19 +60,21 @@ def key_of(job: dict) -> str:
 
 
 def run_study(jobs: list, run: Callable, path: Path, version: int, workers: int,
-              progress: Progress | None = None, desc: str = "runs") -> list[dict]:
+              progress: Progress | None = None, desc: str = "runs",
+              keys: dict | None = None) -> list[dict]:
     """The records of all jobs (dataclasses), in order; those in the file are not done again.
 
     run: job -> dict, at the top of a module, since other processes import it
+    keys: what such a dict must hold, see files.py
     """
-    done = read_lines(path, version)
+    done = read_lines(path, version, {} if keys is None else keys)
     missing = [job for job in jobs if key_of(asdict(job)) not in done]
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a", encoding="utf-8", newline="\n") as file:
         for job, found in in_processes(Both(run), missing, workers, progress, desc):
             record = {"version": version, "job": asdict(job), **found}
             done[key_of(asdict(job))] = record
-            file.write(json.dumps(record) + "\n")
+            file.write(to_json(record, path) + "\n")
             file.flush()
     return [done[key_of(asdict(job))] for job in jobs]
 

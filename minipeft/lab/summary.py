@@ -55,7 +55,7 @@ def latency_overhead(results: dict, arm: str, phase: str = "prefill", rows: int 
                      form: str | None = None) -> float:
     """Percent of the unadapted model's time on top, median of the ratios; LoRA merged unless asked
     otherwise."""
-    form = form or ("merged" if arm == "lora" else "as trained")
+    form = form if form is not None else "merged" if arm == "lora" else "as trained"
     ratio = results["costs"][arm]["latency"][f"{form}, {phase}, {rows}"]["ratio"]
     return 100 * (ratio["median"] - 1)
 

@@ -3,27 +3,42 @@
     {"prompt": "Wake me at 7", "completion": "..."}        one example a line, either like this
     {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
 
-The loss counts on what the assistant says, and on the token that ends its turn.
+The loss counts on what the assistant says, and on the token that ends its turn. A record with
+"prompt" may have a "system" turn; an assistant's message with "weight": 0 is not learned, as in
+OpenAI's format. Any other key is refused: it might mean something that is not done here.
 """
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
 
+from ..files import check_keys, parse_json, plain, short
 from ..train import IGNORE, Batch
 
 END = "<|im_end|>"                   # of a turn; the model stops when it has said it
 SYSTEM = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"
 ROLES = ("system", "user", "assistant")
+# SmolLM2's control tokens: in a text, each would become one id, END the end of the turn
+CONTROL = ("<|endoftext|>", "<|im_start|>", END, "<repo_name>", "<reponame>", "<file_sep>",
+           "<filename>", "<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>",
+           "<jupyter_start>", "<jupyter_text>", "<jupyter_code>", "<jupyter_output>",
+           "<jupyter_script>", "<empty_output>")
+NOTES = ("id", "idx", "index", "uuid", "source", "dataset", "url", "license", "lang", "language",
+         "split", "category", "tags", "metadata", "comment")   # of a record: they train nothing
+LINE = 'every line must be one object, with "prompt" and "completion", or with "messages"'
 
-Messages = list[dict[str, str]]
+Messages = list[dict[str, str | int]]
 Example = tuple[list[int], list[int]]               # token ids and labels of one conversation
 Encode = Callable[[str], list[int]]                 # a text to its token ids
 
 
 def with_system(messages: Messages) -> Messages:
-    """SmolLM2 was trained to see SYSTEM where a conversation has no first turn of that role."""
+    """SmolLM2 was trained to see SYSTEM where a conversation has no first turn of that role.
+
+    ValueError for a text with a control token in it, which would be more than a text.
+    """
+    for message in messages:
+        check_form(message, "a conversation")
     if messages and messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": SYSTEM}, *messages]
@@ -46,7 +61,8 @@ def encode_example(messages: Messages, encode: Encode) -> Example:
         if message["role"] == "assistant":
             before, answer = encode(asked), encode(message["content"] + END)
             ids += before + answer
-            labels += [IGNORE] * len(before) + answer
+            counts = message.get("weight", 1)
+            labels += [IGNORE] * len(before) + (answer if counts else [IGNORE] * len(answer))
             asked = "\n"
         else:
             asked += f"{message['content']}{END}\n"
@@ -59,47 +75,82 @@ def read_jsonl(path: Path) -> list[Messages]:
         raise FileNotFoundError(f"no data file {path}; it must hold a JSON object a line, with "
                                 f'"prompt" and "completion", or with "messages"')
     conversations = []
-    with open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                conversations.append(parse_line(line, f"{path}, line {number}"))
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+        if line.strip():
+            conversations.append(parse_line(line, f"{path}, line {number}"))
     if not conversations:
-        raise ValueError(f"{path} holds no examples; it must hold a JSON object a line")
+        raise ValueError(f"{path} holds no examples; {LINE}")
     return conversations
 
 
-def parse_line(line: str, where: str) -> Messages:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise ValueError(f"{where}: must be an object, got {type(record).__name__}")
-    if "messages" not in record:
-        missing = [key for key in ("prompt", "completion") if key not in record]
-        if missing:
-            raise ValueError(f'{where}: must have "messages", or "prompt" and "completion"; '
-                             f"{', '.join(missing)} missing, it has {', '.join(record) or 'none'}")
-        record = {"messages": [{"role": "user", "content": record["prompt"]},
-                               {"role": "assistant", "content": record["completion"]}]}
-    check_messages(record["messages"], where)
-    return record["messages"]
+def parse_line(line: bytes | str, where: str) -> Messages:
+    line = line.encode() if isinstance(line, str) else line
+    record = parse_json(line, where, LINE)
+    if "messages" in record:
+        check_other_keys(record, ("messages", *NOTES), where)
+        messages = record["messages"]
+    else:
+        check_keys(record, {"prompt": str, "completion": str}, where, LINE)
+        check_other_keys(record, ("system", "prompt", "completion", *NOTES), where)
+        turns = zip(ROLES, ("system", "prompt", "completion"))
+        messages = [{"role": role, "content": record[key]} for role, key in turns
+                    if record.get(key) is not None]
+    check_messages(messages, where)
+    return messages
+
+
+def check_other_keys(entries: dict, known: Iterable[str], where: str) -> None:
+    """ValueError for a key that would be dropped, unless it holds nothing: null, "", [] or {}."""
+    for key, value in entries.items():
+        if key not in known and value not in (None, "", [], {}):
+            raise ValueError(f"{where}: the key {plain(key)} is not known here, and dropping "
+                             f"{short(value)} would train something else; known: "
+                             f"{', '.join(known)}. Say it in the texts, or leave it out")
 
 
 def check_messages(messages: Messages, where: str) -> None:
     """ValueError unless these are turns of known roles with a text each, the last an answer."""
     if not isinstance(messages, list) or not messages:
-        raise ValueError(f"{where}: messages must be a non-empty list, got {messages!r}")
+        raise ValueError(f"{where}: messages must be a non-empty list, got {short(messages)}")
     for message in messages:
-        if not isinstance(message, dict) or message.get("role") not in ROLES:
+        check_form(message, where)
+        if not isinstance(message, dict) or message.get("role") not in list(ROLES):
             raise ValueError(f"{where}: a message must have one of the roles {', '.join(ROLES)}, "
-                             f"got {message!r}")
+                             f"got {short(message)}")
         if not isinstance(message.get("content"), str) or not message["content"].strip():
             raise ValueError(f"{where}: what the {message['role']} says must be a text that is "
-                             f"not empty, got {message.get('content')!r}")
+                             f"not empty, got {short(message.get('content'))}")
+        weighted = ("weight",) * (message["role"] == "assistant")
+        check_other_keys(message, ("role", "content", *weighted), where)
+        if message.get("weight", 1) not in (0, 1):
+            raise ValueError(f"{where}: the weight of a message must be 0 or 1, got "
+                             f"{short(message['weight'])}")
     if messages[-1]["role"] != "assistant":
         raise ValueError(f"{where}: the last message must be the assistant's, which is what is "
                          f"learned, got one of the {messages[-1]['role']}")
+    if not any(m["role"] == "assistant" and m.get("weight", 1) for m in messages):
+        raise ValueError(f"{where}: every answer has weight 0, so there is nothing to learn; leave "
+                         f"the line out")
+
+
+def check_form(message: dict, where: str) -> None:
+    """ValueError, which says what to write instead, for a turn of another format than ours, or for
+    a control token in a text."""
+    role, content = (message.get("role"), message.get("content")) if isinstance(
+        message, dict) else (None, None)
+    if role in ("tool", "function"):
+        raise ValueError(f"{where}: a turn of the {role} has no place in SmolLM2's chats; write "
+                         f"what it returned as a turn of the user")
+    if role == "developer":
+        raise ValueError(f'{where}: write the role "developer" as "system"')
+    if isinstance(content, list):
+        raise ValueError(f"{where}: content must be one text, got a list of {len(content)} parts; "
+                         f"join the texts of its parts (images and sounds are not read)")
+    found = [word for word in CONTROL if word in content] if isinstance(content, str) else []
+    if found:
+        raise ValueError(f"{where}: what the {role} says holds {found[0]}, which SmolLM2 reads as "
+                         f"a control token, not as text; write it another way, such as "
+                         f"{found[0][0]} {found[0][1:]}")
 
 
 def fitting(examples: list[Example], max_length: int) -> list[Example]:

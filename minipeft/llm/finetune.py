@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..adapter import check_choice, check_count
@@ -23,10 +23,11 @@ from ..gpt import GPT
 from ..measure import synchronize
 from ..peft_model import PeftModel, count_parameters
 from ..recipes import RECIPES, adapt
+from ..state import check_unwrapped
 from ..train import (Batch, TrainConfig, adamw, answered_right, labelled_logits, place, summed,
                      train_step)
 from .chat import Example, batch_plan, collate
-from .run_files import read_checkpoint, save_trained, write_checkpoint
+from .run_files import check_checkpoint, read_checkpoint, save_trained, write_checkpoint
 from .shared_prefix import shared_logits
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ class RunRecipe:
             raise ValueError(f"lr must be positive and finite, got {self.lr!r}")
         if RECIPES[self.method].llm_size is not None:
             check_count("size", self.size)
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed must lie in 0 ... 2^64 - 1, got {self.seed!r}")
 
     def adapt(self, model: GPT) -> nn.Module:
         """The model made ready for this run, in place."""
@@ -128,6 +131,7 @@ class Run:
     """A model in training and the folder it is kept in: steps, validations, checkpoints."""
 
     def __init__(self, model: nn.Module, recipe: RunRecipe, schedule: Schedule, folder: Path):
+        check_unwrapped(model)          # a checkpoint's keys are the names of its parameters
         self.model, self.recipe, self.schedule, self.folder = model, recipe, schedule, folder
         self.trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
         self.config = TrainConfig(recipe.lr)
@@ -150,25 +154,40 @@ class Run:
         except FloatingPointError as error:
             raise FloatingPointError(
                 f"{error}" + (" or dtype float32" if self.recipe.dtype != "float32" else "")
-                + f"; the last checkpoint in {self.folder} is good") from None
+                + f"; {self.kept()}") from None
         for name, value in (("loss", loss), ("grad_norm", norm),
                             ("tokens", sum(len(ids) for ids, _ in examples)),
                             ("seconds", time.perf_counter() - start)):
             self.history[name].append(value)
 
+    def kept(self) -> str:
+        """What of this run is in its folder."""
+        if not self.history["validation"]:
+            return f"there is no checkpoint in {self.folder} yet"
+        last = self.history["validation"][-1]
+        return (f"the checkpoint in {self.folder} is of step {last['step']}, with the validation "
+                f"loss {last['loss']:.4g}")
+
     def validate(self, examples: list[Example]) -> None:
-        """Score the model, keep it if it is the best so far, and write a checkpoint."""
+        """Score the model, keep it if it is the best so far, and write a checkpoint.
+
+        FloatingPointError, before anything is written, if what was trained, its optimizer's state
+        or the score is not finite.
+        """
         scores = validate(self.model, examples, self.schedule.micro_batch)
-        if not math.isfinite(scores["loss"]):
+        state = self.state()
+        spoilt = [name for name, t in state.items() if not t.isfinite().all()]
+        if spoilt or not math.isfinite(scores["loss"]):
             raise FloatingPointError(
-                f"the validation loss after step {self.done} is {scores['loss']}, so nothing of it "
-                f"is kept; what {self.folder} holds is from before. Try a learning rate below "
-                f"{self.recipe.lr:g}")
+                (f"{spoilt[0]} after step {self.done} holds NaN or infinity" if spoilt else
+                 f"the validation loss after step {self.done} is {scores['loss']}")
+                + f", so nothing of it is kept; what {self.folder} holds is from before: "
+                f"{self.kept()}. Try a learning rate below {self.recipe.lr:g}")
         self.history["validation"].append({"step": self.done, **scores})
         if place()[0] == 0:
             if self.best()["step"] == self.done:
                 save_trained(self.model, self.folder)
-            self.save()
+            write_checkpoint(self.folder, state, self.history)
 
     def best(self) -> dict:
         return min(self.history["validation"], key=lambda scores: scores["loss"])
@@ -177,23 +196,24 @@ class Run:
         scores = self.history["validation"]
         return len(scores) - 1 - scores.index(self.best()) >= self.schedule.patience
 
-    def save(self) -> None:
-        """All that the next step depends on, in one file, so that it is whole or absent."""
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on, beside the history."""
         tensors = {"rng": torch.get_rng_state()}
         for name, parameter in self.trained.items():
             moments = self.optimizer.state[parameter]
             tensors |= {f"parameter.{name}": parameter.detach(),
                         **{f"{key}.{name}": moments[key] for key in ("exp_avg", "exp_avg_sq")}}
-        write_checkpoint(self.folder, tensors, self.history)
+        return tensors
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Continue where `save` was called last; the next steps are bitwise those of that run."""
+        """Continue at the last checkpoint; the next steps are bitwise those of that run."""
         saved = read_checkpoint(self.folder)
         if saved is None:
             return                                      # killed before the first checkpoint
-        tensors, self.history = saved
-        state = {}
+        tensors, history = saved
+        check_checkpoint(tensors, self.trained, self.folder)
+        self.history, state = history, {}
         for i, (name, parameter) in enumerate(self.trained.items()):
             parameter.copy_(tensors[f"parameter.{name}"])
             state[i] = {"step": torch.tensor(float(self.done)),

@@ -11,17 +11,25 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?",
-           10: "Q", 11: "q", 12: "d"}
+from ..files import plain, short
+
+SCALARS = {kind: np.dtype(name) for kind, name in {
+    0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?",
+    10: "<u8", 11: "<i8", 12: "<f8"}.items()}
 STRING, ARRAY = 8, 9
 F32, Q4_1, Q8_0 = 0, 3, 8            # tensor types; 32 weights share a block of the quantized two
 BLOCK = {F32: np.dtype("<f4"),
          Q4_1: np.dtype([("scale", "<f2"), ("low", "<f2"), ("codes", "u1", 16)]),
          Q8_0: np.dtype([("scale", "<f2"), ("codes", "i1", 32)])}
+SMALLEST_KEY, SMALLEST_TENSOR, MOST_AXES = 13, 32, 4      # bytes of an empty name and its value
 
 
 class GGUF:
-    """A GGUF file: `metadata` by key, `tensor(name)` in float32. ValueError if it is damaged."""
+    """A GGUF file: `metadata` by key (arrays of numbers as numpy's), `tensor(name)` in float32.
+
+    ValueError if it is damaged. Every count in it is checked against the bytes that are left
+    before anything is read by it, so that what is allocated never exceeds a multiple of the file.
+    """
 
     def __init__(self, path: Path):
         with open(path, "rb") as file:
@@ -31,54 +39,131 @@ class GGUF:
         try:
             magic, version, n_tensors, n_keys = self.take("4sIQQ")
             if magic != b"GGUF" or version not in (2, 3):
-                raise ValueError(f"{path} must be a GGUF file of version 2 or 3, "
-                                 f"got {magic!r}, version {version}")
-            self.metadata = {self.string(): self.value(*self.take("I")) for _ in range(n_keys)}
-            self.tensors = dict(self.tensor_entry() for _ in range(n_tensors))
-        except (struct.error, UnicodeDecodeError, KeyError) as error:
-            raise ValueError(f"{path} is truncated or no GGUF file ({error}); install or "
-                             f"download it again") from None
-        alignment = self.metadata.get("general.alignment", 32)
-        self.start = math.ceil(self.at / alignment) * alignment      # of the tensors' bytes
+                raise Damaged(f"it must be a GGUF file of version 2 or 3, got {magic!r}, version "
+                              f"{version}")
+            self.room_for(n_keys, SMALLEST_KEY)
+            self.metadata = self.unique(self.entry, n_keys)
+            self.room_for(n_tensors, SMALLEST_TENSOR)
+            self.tensors = self.unique(self.tensor_entry, n_tensors)
+            self.start = self.start_of_tensors()
+            self.check_tensors()
+        except Damaged as error:
+            raise ValueError(f"{path}: {error}; install or download it again, or take "
+                             f"another file") from None
+
+    def room_for(self, count: int, size: int) -> None:
+        """Damaged unless `count` things of at least `size` bytes can follow."""
+        left = len(self.data) - self.at
+        if count * size > left:
+            raise Damaged(f"truncated or no GGUF file: {count} times at least {size} bytes must "
+                          f"follow byte {self.at}, and {left} do")
 
     def take(self, format: str) -> tuple:
         """The values at the current position, which moves on."""
+        self.room_for(1, struct.calcsize("<" + format))
         values = struct.unpack_from("<" + format, self.data, self.at)
         self.at += struct.calcsize("<" + format)
         return values
 
+    def numbers(self, kind: int, count: int) -> np.ndarray:
+        """`count` numbers at the current position, which moves on; they stay in the file."""
+        dtype = SCALARS[kind]
+        self.room_for(count, dtype.itemsize)
+        values = np.frombuffer(self.data, dtype, count, self.at)
+        self.at += values.nbytes
+        return values
+
     def string(self) -> str:
         (length,) = self.take("Q")
+        self.room_for(length, 1)
         self.at += length
-        return self.data[self.at - length:self.at].decode()
+        try:
+            return self.data[self.at - length:self.at].decode()
+        except UnicodeDecodeError as error:
+            raise Damaged(f"truncated or no GGUF file: the text before byte {self.at} is not UTF-8 "
+                          f"({error.reason})") from None
 
-    def value(self, kind: int):
+    def unique(self, entry, count: int) -> dict:
+        """`count` entries by their names, which must differ."""
+        found = {}
+        for name, value in (entry() for _ in range(count)):
+            if name in found:
+                raise Damaged(f"{plain(name)} stands in it twice")
+            found[name] = value
+        return found
+
+    def entry(self) -> tuple[str, object]:
+        name, (kind,) = self.string(), self.take("I")
         if kind == STRING:
-            return self.string()
-        if kind == ARRAY:
-            kind, length = self.take("IQ")
-            return [self.value(kind) for _ in range(length)]
-        return self.take(SCALARS[kind])[0]
+            return name, self.string()
+        if kind in SCALARS:
+            return name, self.numbers(kind, 1).item()
+        if kind != ARRAY:
+            raise Damaged(f"{plain(name)} is of the unknown type {kind}")
+        kind, count = self.take("IQ")
+        if kind == STRING:
+            self.room_for(count, 8)
+            return name, [self.string() for _ in range(count)]
+        if kind not in SCALARS:
+            raise Damaged(f"{plain(name)} is an array of the type {kind}, which is none of numbers "
+                          f"or texts")
+        return name, self.numbers(kind, count) if count else []
 
     def tensor_entry(self) -> tuple[str, tuple]:
         """(name, (shape, type, offset)); the file lists the fastest dimension first."""
         name, (n_axes,) = self.string(), self.take("I")
+        if not 1 <= n_axes <= MOST_AXES:
+            raise Damaged(f"tensor {plain(name)} must have 1 to {MOST_AXES} axes, got {n_axes}")
         shape = self.take(f"{n_axes}Q")[::-1]
+        if 0 in shape:
+            raise Damaged(f"tensor {plain(name)} must have no axis of 0, got {shape}")
         return name, (shape, *self.take("IQ"))
 
+    def start_of_tensors(self) -> int:
+        """The first byte of the tensors, which is aligned."""
+        alignment = self.metadata.get("general.alignment", 32)
+        if type(alignment) is not int or not 1 <= alignment <= 2**16:
+            raise Damaged(f"general.alignment must be a whole number, 1 to {2**16}, got "
+                          f"{short(alignment)}")
+        return -(-self.at // alignment) * alignment
+
+    def check_tensors(self) -> None:
+        """Damaged unless every tensor is of a known type and lies in the file, in its own bytes:
+        two in the same place could ask for any amount of memory."""
+        end = 0
+        for name, (shape, kind, offset) in sorted(self.tensors.items(), key=lambda t: t[1][2]):
+            if kind not in BLOCK:
+                raise Damaged(f"tensor {plain(name)} must be F32, Q4_1 or Q8_0 (types {F32}, "
+                              f"{Q4_1}, {Q8_0}), got type {kind}")
+            if math.prod(shape) % weights_a_block(kind):
+                raise Damaged(f"tensor {plain(name)} of type {kind} must have blocks of "
+                              f"{weights_a_block(kind)} weights, got the shape {shape}")
+            size = math.prod(shape) // weights_a_block(kind) * BLOCK[kind].itemsize
+            if offset < end:
+                raise Damaged(f"tensor {plain(name)} lies in the bytes of another one")
+            end = offset + size
+            if self.start + end > len(self.data):
+                raise Damaged(f"truncated: it ends inside tensor {plain(name)}")
+
     def tensor(self, name: str) -> Tensor:
-        """Any tensor as float32; ValueError for a type that is not read here or missing bytes."""
+        """A tensor in float32; ValueError for numbers that are not finite."""
         shape, kind, offset = self.tensors[name]
-        if kind not in BLOCK:
-            raise ValueError(f"{self.path}: tensor {name} must be F32, Q4_1 or Q8_0 "
-                             f"(types {F32}, {Q4_1}, {Q8_0}), got type {kind}")
-        n_blocks = math.prod(shape) // (1 if kind == F32 else 32)
-        first = self.start + offset
-        if first + n_blocks * BLOCK[kind].itemsize > len(self.data):
-            raise ValueError(f"{self.path} is truncated: it ends inside tensor {name}; install or "
-                             f"download it again")
-        blocks = np.frombuffer(self.data, BLOCK[kind], n_blocks, first)
+        n_blocks = math.prod(shape) // weights_a_block(kind)
+        blocks = np.frombuffer(self.data, BLOCK[kind], n_blocks, self.start + offset)
+        factors = {F32: [], Q4_1: ["scale", "low"], Q8_0: ["scale"]}[kind]
+        if not all(np.isfinite(blocks[part]).all() for part in factors) or (
+                kind == F32 and not np.isfinite(blocks).all()):
+            raise ValueError(f"{self.path}: tensor {plain(name)} must hold finite numbers, got NaN "
+                             f"or infinity; install or download it again")
         return torch.from_numpy(dequantize(blocks, kind)).view(*shape)
+
+
+class Damaged(Exception):
+    """What is wrong with a GGUF file, for the sentence that names it."""
+
+
+def weights_a_block(kind: int) -> int:
+    return 1 if kind == F32 else 32
 
 
 def dequantize(blocks: np.ndarray, kind: int) -> np.ndarray:

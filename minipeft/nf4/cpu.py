@@ -88,7 +88,8 @@ def share_out(kernel, n_parts: int, weights_a_part: int, *arrays) -> None:
     Threads of our own, not numba's parallel=True: its OpenMP pool spins beside torch's, and on busy
     cores a small call then took milliseconds instead of microseconds. One thread: a plain call.
     """
-    n_threads = min(torch.get_num_threads(), n_parts * weights_a_part // WEIGHTS_A_THREAD) or 1
+    worth = n_parts * weights_a_part // WEIGHTS_A_THREAD
+    n_threads = max(1, min(torch.get_num_threads(), worth))
     edges = [n_parts * i // n_threads for i in range(n_threads + 1)]
     threads = [Thread(target=kernel, args=(*ends, *arrays)) for ends in pairwise(edges[1:])]
     for thread in threads:

@@ -39,7 +39,7 @@ def why_not(name: str, device: torch.device) -> str | None:
 
 def usable_backend(name: str | None, device: torch.device):
     """The module asked for, or the fastest; ValueError with the reason if it cannot run."""
-    name = name or backend_for(device)
+    name = backend_for(device) if name is None else name
     reason = why_not(name, device)
     if reason is not None:
         raise ValueError(f"backend {name!r} cannot run for tensors on {device}: {reason}; "
@@ -96,6 +96,8 @@ def dequantize_nf4(packed: Tensor, state: QuantState, dtype: torch.dtype | None 
         dtype = state.dtype if out is None else out.dtype
     if dtype not in DTYPES:
         raise TypeError(f"dtype must be one of {DTYPES}, got {dtype}; convert the result instead")
+    if out is None and backend is None and torch.compiler.is_compiling():
+        return dequantize_in_graph(packed, *pieces(state), dtype)
     if out is None:
         out = torch.empty(state.shape, dtype=dtype, device=packed.device)
     check_out(out, state, dtype, packed.device)
@@ -115,7 +117,58 @@ def gemv(packed: Tensor, state: QuantState, x: Tensor, backend: str | None = Non
     if x.shape != state.shape[1:] or x.dtype not in DTYPES or x.device != packed.device:
         raise ValueError(f"x must be ({state.shape[1]},) on {packed.device}, one of {DTYPES}; "
                          f"got {tuple(x.shape)} on {x.device}, {x.dtype}")
+    if backend is None and torch.compiler.is_compiling():
+        return gemv_in_graph(packed, *pieces(state), x.contiguous())
     return usable_backend(backend, packed.device).gemv(packed, state, x.contiguous())
+
+
+# Inside torch.compile a kernel is one node of the graph: what chooses and calls it is not traced
+
+
+def pieces(state: QuantState) -> tuple:
+    """A state as arguments that an operator can have."""
+    absmax2, code2 = (state.state2.absmax, state.state2.code) if state.nested else (None, None)
+    return (state.absmax, state.code, list(state.shape), state.blocksize, state.quant_type,
+            state.dtype, state.offset, absmax2, code2)
+
+
+def whole(absmax, code, shape, blocksize, quant_type, weight_dtype, offset, absmax2,
+          code2) -> QuantState:
+    """The inverse of `pieces`."""
+    state2 = None
+    if absmax2 is not None:
+        state2 = QuantState(absmax2, None, code2, STATE2_BLOCKSIZE, None, torch.float32)
+    return QuantState(absmax, torch.Size(shape), code, blocksize, quant_type, weight_dtype, offset,
+                      state2)
+
+
+@torch.library.custom_op("minipeft::dequantize_nf4", mutates_args=())
+def dequantize_in_graph(packed: Tensor, absmax: Tensor, code: Tensor, shape: list[int],
+                        blocksize: int, quant_type: str, weight_dtype: torch.dtype,
+                        offset: Tensor | None, absmax2: Tensor | None, code2: Tensor | None,
+                        dtype: torch.dtype) -> Tensor:
+    state = whole(absmax, code, shape, blocksize, quant_type, weight_dtype, offset, absmax2, code2)
+    return dequantize_nf4(packed, state, dtype)
+
+
+@dequantize_in_graph.register_fake
+def _(packed, absmax, code, shape, blocksize, quant_type, weight_dtype, offset, absmax2, code2,
+      dtype):
+    return packed.new_empty(shape, dtype=dtype)
+
+
+@torch.library.custom_op("minipeft::gemv_nf4", mutates_args=())
+def gemv_in_graph(packed: Tensor, absmax: Tensor, code: Tensor, shape: list[int],
+                  blocksize: int, quant_type: str, weight_dtype: torch.dtype,
+                  offset: Tensor | None, absmax2: Tensor | None, code2: Tensor | None,
+                  x: Tensor) -> Tensor:
+    state = whole(absmax, code, shape, blocksize, quant_type, weight_dtype, offset, absmax2, code2)
+    return gemv(packed, state, x)
+
+
+@gemv_in_graph.register_fake
+def _(packed, absmax, code, shape, blocksize, quant_type, weight_dtype, offset, absmax2, code2, x):
+    return x.new_empty(shape[0])
 
 
 def check_weight(weight: Tensor) -> None:
@@ -153,7 +206,8 @@ def check_search(nested_search: str | None, device: torch.device) -> str:
     """The rule for 8-bit absmax: the one given, or bitsandbytes' for the device."""
     if nested_search not in (None, "table", "nearest"):
         raise ValueError(f"nested_search must be 'table', 'nearest' or None, got {nested_search!r}")
-    return nested_search or ("nearest" if device.type == "cuda" else "table")
+    by_device = "nearest" if device.type == "cuda" else "table"
+    return by_device if nested_search is None else nested_search
 
 
 def check_packed(packed: Tensor, state: QuantState) -> None:

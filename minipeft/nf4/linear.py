@@ -1,5 +1,6 @@
 """y = x W^T + b with W frozen in 4 bits: the base of QLoRA (Dettmers et al. 2023, eq. 5)."""
 import functools
+import json
 from collections.abc import Iterable
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..adapter import Adapter, replace_modules
+from ..files import parse_json
 from .dispatch import check_blocksize, check_weight, dequantize_nf4, gemv, quantize_nf4
 from .reference import CODES, DYNAMIC_CODE, STATE2_BLOCKSIZE
 from .state import DTYPES, QuantState
@@ -104,6 +106,23 @@ class NF4Linear(nn.Module):
             self.absmax2 = state.state2.absmax.view(torch.uint8)
             self.offset = state.offset.view(1).view(torch.uint8)
 
+    def get_extra_state(self) -> Tensor:
+        """What the codes mean, as JSON bytes in a tensor, which every format of files takes."""
+        return torch.frombuffer(bytearray(json.dumps(self.meaning()), "utf-8"), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """ValueError if the codes that are loaded mean something else in this layer."""
+        do = "make the layer as the one that was saved"
+        saved = parse_json(bytes(state.tolist()), "the state of an NF4Linear", do)
+        if saved != self.meaning():
+            raise ValueError(f"the state of an NF4Linear says {saved}, and the layer is "
+                             f"{self.meaning()}; {do}")
+
+    def meaning(self) -> dict:
+        """All that turns codes into weights and is no buffer."""
+        return {"quant_type": self.quant_type, "blocksize": self.blocksize,
+                "double_quant": self.double_quant, "shape": [self.out_features, self.in_features]}
+
     @property
     def quant_state(self) -> QuantState:
         """What dequantize_nf4 needs beside `packed`; it shares the buffers' memory."""
@@ -119,7 +138,13 @@ class NF4Linear(nn.Module):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """W (out, in) as the model computes with it; dtype None: that of the original weight."""
-        return dequantize_as(self.packed, self.quant_state, dtype or self.weight_dtype)
+        return dequantize_as(self.packed, self.quant_state,
+                             self.weight_dtype if dtype is None else dtype)
+
+    @property
+    def weight(self) -> Tensor:
+        """W, built anew at every call: what nn.Linear's users read (T5 its dtype)."""
+        return self.dequantize()
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out) in x's dtype."""

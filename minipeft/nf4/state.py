@@ -6,11 +6,14 @@ from math import prod
 import torch
 from torch import Tensor
 
+from ..files import parse_json, short
 from .reference import STATE2_BLOCKSIZE
 
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 PACKED_KEY = "quant_state.bitsandbytes__nf4"
+KINDS = {"absmax": (Tensor,), "quant_map": (Tensor,), "blocksize": (int,), "dtype": (str,),
+         "quant_type": (str,), "shape": (list, tuple), "offset": (float, int)}    # of as_dict
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,12 +128,10 @@ def unpack(entries: dict) -> dict:
     """The inverse of pack; entries that are not packed come back as they are."""
     entries = dict(entries)
     if PACKED_KEY in entries:
-        text = bytes(entries.pop(PACKED_KEY).tolist())
-        try:
-            entries |= json.loads(text)
-        except (ValueError, TypeError) as error:
-            raise ValueError(f"{PACKED_KEY} must hold a JSON dictionary, "
-                             f"got {text[:40]!r}") from error
+        packed = entries.pop(PACKED_KEY)
+        if not isinstance(packed, Tensor) or packed.dtype != torch.uint8:
+            raise ValueError(f"{PACKED_KEY} must be a uint8 tensor, got {short(packed)}")
+        entries |= parse_json(bytes(packed.flatten().tolist()), PACKED_KEY, "save it again")
     return entries
 
 
@@ -144,6 +145,14 @@ def state_from_entries(entries: dict) -> QuantState:
         raise ValueError(f"a QuantState dictionary needs the keys {sorted(wanted)}; "
                          f"missing {sorted(wanted - set(entries))}, "
                          f"unexpected {sorted(set(entries) - wanted)}")
+    for name, value in entries.items():
+        kind = KINDS[name.removeprefix("nested_")]
+        if not isinstance(value, kind):
+            raise ValueError(f"a QuantState's {name} must be a {kind[0].__name__}, got "
+                             f"{short(value)}")
+    if any(type(size) is not int or size < 0 for size in entries["shape"]):
+        raise ValueError(f"a QuantState's shape must be whole numbers, got "
+                         f"{short(entries['shape'])}")
     offset = state2 = None
     if "nested_absmax" in entries:
         device = entries["absmax"].device

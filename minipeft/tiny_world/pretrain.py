@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..files import DATA, read_json, replacing, write_json
+from ..files import DATA, check_keys, read_json, replacing, write_json
 from ..gpt import GPT, GPTConfig
 from ..train import TrainConfig, evaluate, train
 from . import documents
@@ -60,7 +60,8 @@ def score(model: GPT) -> dict[str, dict[str, float]]:
     scores = {}
     for kind in (None, *documents.KINDS):
         input_ids, labels, oracle = documents.validation(kind)
-        scores[kind or "all"] = {"loss": evaluate(model, (input_ids, labels))[0], "oracle": oracle}
+        name = "all" if kind is None else kind
+        scores[name] = {"loss": evaluate(model, (input_ids, labels))[0], "oracle": oracle}
     return scores
 
 
@@ -91,7 +92,11 @@ def read_record(folder: Path = DATA) -> dict[str, dict]:
     if not path.exists():
         raise FileNotFoundError(f"no record of pretrained models at {path}; "
                                 f"make one with: {command(0, folder)}")
-    return read_json(path, f"restore it, or delete it and type: {command(0, folder)}")
+    do = f"restore it, or delete it and type: {command(0, folder)}"
+    record = read_json(path, do)
+    for seed, entry in record.items():
+        check_keys(entry, {"file": str, "sha256": str}, f"{path}: {seed}", do)
+    return record
 
 
 def load_base(seed: int = 0, folder: Path = DATA) -> GPT:

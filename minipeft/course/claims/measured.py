@@ -23,7 +23,11 @@ from ...tiny_world.tasks import TASKS
 from ...train import TrainConfig, evaluate, train
 
 STORED = RESULTS
-FILES = ("compare/compare.json", "claims.json")
+FILES = {"compare/compare.json": {"runs": list, "costs": {}, "tasks": list, "methods": list,
+                                  "full_size": {}, "floors": {}, "seeds": int, "batch": int,
+                                  "sweep": list},
+         "claims.json": {"energy": (float, int), "update": {}, "width": int,
+                         "exact_match": (float, int)}}
 ENERGY = 0.9                # share of an update's squared norm that its rank must hold
 
 
@@ -40,7 +44,9 @@ def stored(folder: Path = STORED) -> Measurements:
         if not (folder / name).exists():
             raise FileNotFoundError(f"no measurements in {folder / name}; make them with: "
                                     f"python -m minipeft claims --remeasure")
-    return Measurements(*(read_json(folder / name) for name in FILES), graded_runs())
+    again = "restore it, or make it with: python -m minipeft claims --remeasure"
+    return Measurements(*(read_json(folder / name, again, keys=keys)
+                          for name, keys in FILES.items()), graded_runs())
 
 
 def graded_runs() -> list[dict]:
@@ -58,7 +64,7 @@ def remeasure(folder: Path, seeds: int, workers: int, progress=None) -> Measurem
     results = compare.compare(list(RECIPES), list(STEPS), seeds, folder / "compare",
                               workers, progress=progress)
     found = ranks(progress)
-    write_json(folder / FILES[1], found)
+    write_json(folder / "claims.json", found)
     return Measurements(results, found, graded_runs())
 
 
