@@ -185,6 +185,7 @@ def nested(depth: int) -> bytes:
 
 CHANGES = {
     "another architecture": ({"general.architecture": "qwen2"}, "architecture 'llama', got 'qwen2"),
+    "architectures": ({"general.architecture": [1, 2]}, "architecture 'llama', got"),
     "unknown words": ({"tokenizer.ggml.pre": "llama-bpe"}, "ggml.pre must be one of gpt-2, smollm"),
     "no words": ({"tokenizer.ggml.pre": None}, "ggml.pre must be a text, got None"),
     "a tokenizer of pieces": ({"tokenizer.ggml.model": "llama"}, "only 'gpt2' is implemented"),
@@ -192,6 +193,7 @@ CHANGES = {
     "a last token": ({"tokenizer.ggml.add_eos_token": True}, "add_eos_token is True, and only Fa"),
     "an unknown key": ({"tokenizer.ggml.lowercase": True}, "lowercase is True, and it is not impl"),
     "another end": ({"tokenizer.ggml.eos_token_id": 0}, "the latter the eos_token_id"),
+    "two ends": ({"tokenizer.ggml.eos_token_id": [2, 3]}, "the latter the eos_token_id"),
     "no control tokens": ({"tokenizer.ggml.token_type": [1] * 261}, "must be control tokens"),
     "too few types": ({"tokenizer.ggml.token_type": [3] * 3}, "tokens must differ, each with"),
     "types as texts": ({"tokenizer.ggml.token_type": ["3"]}, "token_type must be an array of"),

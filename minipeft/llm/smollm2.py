@@ -104,7 +104,7 @@ def check_known(gguf: GGUF, prefix: str, read: Iterable[str], fixed: dict) -> No
 def read_config(gguf: GGUF) -> GPTConfig:
     """The model's sizes; ValueError for an architecture that GPT does not compute."""
     architecture = gguf.metadata.get("general.architecture")
-    if architecture != "llama":
+    if not isinstance(architecture, str) or architecture != "llama":    # an array has no truth
         raise ValueError(f"{gguf.path} must hold a model of the architecture 'llama', "
                          f"got {short(architecture)}; {ANOTHER}")
     sizes = {name: entry(gguf, f"llama.{key}", int) for name, key in SIZES.items()}
@@ -179,7 +179,8 @@ def read_tokenizer(gguf: GGUF) -> Tokenizer:
     tokenizer.add_special_tokens([token for token in added if token.special])
     tokenizer.add_tokens([token for token in added if not token.special])
     missing = {START, END} - {token.content for token in added if token.special}
-    if missing or gguf.metadata.get("tokenizer.ggml.eos_token_id") != words[END]:
+    end = gguf.metadata.get("tokenizer.ggml.eos_token_id")
+    if missing or not isinstance(end, int) or end != words[END]:
         raise ValueError(f"{gguf.path}: {START} and {END} must be control tokens, and the latter "
                          f"the eos_token_id, for conversations are written with them; {ANOTHER}")
     return tokenizer
