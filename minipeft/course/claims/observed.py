@@ -146,10 +146,11 @@ def prompt_latency(m: Measurements) -> list[Value]:
 def prompt_is_lower(m: Measurements) -> list[Value]:
     scores = {task: 100 * statistics.mean(shares(m.compare, "prompt", task))
               for task in ("elicit", "novel")}
+    steps, last, _ = graded.at_the_end(m.graded, "prompt")
     return [within("exact match where the skill is in the base", scores["elicit"], 90, 100, "%"),
             within("where it has to be learned", scores["novel"], 0, 20, "%"),
-            within("eight new languages at the end of the study, bits",
-                   100 * statistics.mean(graded.at_the_end(m.graded, "prompt")[1]), -5, 20, "%")]
+            within(f"eight new languages after {steps} steps, bits",
+                   100 * statistics.mean(last), -5, 20, "%")]
 
 
 def adapter_latency(m: Measurements) -> list[Value]:
