@@ -1,6 +1,8 @@
 """check must fail when it should: the notebooks' proofs rest on it."""
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +16,37 @@ def test_check_prints_one_line_for_equal_tensors(capsys):
     notebook.check("a number", 0.5, 0.5 + 1e-9, atol=1e-6)
     first, second = capsys.readouterr().out.splitlines()
     assert first.split() == ["B", "A", "(2,", "3)", "equal,", "bitwise"]
-    assert second.endswith("equal within 1e-06")
+    assert second.split() == ["a", "number", "~0.5", "equal", "within", "1e-06"]
+
+
+def test_measured_prints_the_value_and_refuses_one_out_of_bounds(capsys):
+    notebook.measured("loss of the stories", 0.7349, 0.5, 0.9, "nats per token")
+    notebook.measured("numbers trained", 81920, 81920, 81920)
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["loss", "of", "the", "stories", "~0.735", "nats", "per", "token"],
+        ["numbers", "trained", "81,920"]]
+    for value in (0.91, 0.49, float("nan")):
+        with pytest.raises(AssertionError, match="not between 0.5 and 0.9"):
+            notebook.measured("loss", value, 0.5, 0.9)
+
+
+@pytest.mark.parametrize("stored, printed, equal", [
+    ("loss   ~0.735 nats", "loss   ~0.72 nats", True),
+    ("r = 8     ~9.8 %      ~100 %", "r = 8    ~10.1 %       ~99 %", True),
+    ("(~0.1, ~0.22)", "(~0.11, ~0.2)", True),
+    ("~1.2e-07; 5", "~1.31e-07; 6", False),
+    ("loss   0.735 nats", "loss   0.72 nats", False),
+    ("loss   ~0.735 nats", "loss   ~0.735 bits", False),
+])
+def test_nbval_compares_all_but_approximate_values(request, stored, printed, equal):
+    plugin = pytest.importorskip("nbval.plugin")
+    file = Path(request.config.option.nbval_sanitize_with)
+    patterns = plugin.get_sanitize_patterns(file.read_text(encoding="utf-8"))
+    assert len(patterns) == 1                              # as many as the file means to have
+
+    def masked(text: str) -> str:
+        return re.sub(*patterns[0], text)
+    assert (masked(stored) == masked(printed)) == equal
 
 
 @pytest.mark.parametrize("ours, theirs, atol, message", [

@@ -7,6 +7,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+VERDICTS = 258      # lines that end in True, False, yes, no or ok, in all notebooks, at most
 # Cells whose output is a timing of this machine: the only ones whose output is not compared.
 TIMED = json.loads((FOLDER / "timed_cells.json").read_text(encoding="utf-8"))
 
@@ -66,3 +67,19 @@ def test_notebooks_explain_predict_and_end_with_exercises(path):
     assert len(cells(path, "markdown")) >= 1.05 * len(cells(path))
     assert "Before you run" in text and "<details>" in text
     assert 3 <= code.count("### BEGIN SOLUTION") == code.count("### END SOLUTION") <= 5
+
+
+def test_cells_print_values_rather_than_verdicts():
+    texts = ["".join(o["text"]) for path in NOTEBOOKS for cell in cells(path)
+             for o in cell["outputs"] if "text" in o]
+    verdicts = [line for text in texts for line in text.splitlines()
+                if re.search(r"\b(True|False|yes|no|ok)\s*$", line)]
+    assert len(verdicts) <= VERDICTS, verdicts
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
+def test_a_value_that_is_not_compared_has_a_bound(path):
+    """A number behind "~" is masked (sanitize.cfg): an assert, or `measured`, holds it."""
+    for cell in cells(path):
+        if any(re.search(r"~[-+.\d]", "".join(o.get("text", ""))) for o in cell["outputs"]):
+            assert re.search(r"\bassert\b|\bmeasured\(|\bcheck\(", cell["source"]), cell["source"]

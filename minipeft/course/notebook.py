@@ -2,6 +2,7 @@
 
     notebook.start()                       first cell: threads, no denormals, one look of figures
     notebook.check("B A", ours, theirs)    ours must equal theirs; prints one line
+    notebook.measured("loss", x, 0, 0.1)   x must lie in these bounds; prints its value
     notebook.show(LoraLinear)              the package's source, after the reader has written it
 """
 import inspect
@@ -33,7 +34,25 @@ def check(name: str, ours, theirs, atol: float = 0.0) -> None:
     if not difference <= atol:
         raise AssertionError(f"{name}: the largest difference is {difference:.3g}, above {atol:g}")
     verdict = "equal, bitwise" if atol == 0 else f"equal within {atol:g}"
-    print(f"{name:<44} {tuple(ours.shape)!s:<16} {verdict}")
+    what = tuple(theirs.shape) if theirs.ndim else number(theirs.item(), ".6g")
+    print(f"{name:<44} {what!s:<16} {verdict}")
+
+
+def measured(name: str, value: float, low: float, high: float, unit: str = "",
+             form: str = ".3g") -> None:
+    """Print one line with the value; AssertionError if it is outside of [low, high].
+
+    The bounds are what the text needs to stay true on any processor. The value is printed behind
+    "~", which notebooks/sanitize.cfg keeps from being compared; a whole number as it is.
+    """
+    if not low <= value <= high:
+        raise AssertionError(f"{name}: {value:{form}} is not between {low:g} and {high:g}")
+    print(f"{name:<44} {number(value, form)} {unit}".rstrip())
+
+
+def number(value: float, form: str) -> str:
+    """A whole number as it is, anything else rounded and marked as approximate."""
+    return f"{value:,}" if isinstance(value, int) else f"~{value:{form}}"
 
 
 def largest_difference(ours: Tensor, theirs: Tensor) -> float:
