@@ -93,7 +93,7 @@ CLAIMS = (
     Claim(20, "Prefix tuning reduces the effective context length", THEORY, CONDITIONS,
           "by P positions, usually few; a soft prompt does the same", "Hu et al. 2021, section 3",
           f"{PREFIX}: Context used up (claim 20)", computed.context_used_up),
-    Claim(21, "Adapters update ~3%", THEORY, CONDITIONS,
+    Claim(21, "Adapters update about 3%", THEORY, CONDITIONS,
           "BERT-large with the best bottleneck a task; the share follows m and the width",
           "Houlsby et al. 2019, Table 1: 3.6 % and 2.1 %", f'{ADAPTERS}: "3 %": count',
           computed.three_percent_adapters),
