@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from minipeft.lab import study
-from minipeft.lab.study import in_processes, read_lines, run_study
+from minipeft.lab.study import Runs, in_processes, read_lines, run_study
 
 
 @dataclass(frozen=True)
@@ -85,3 +85,38 @@ def test_a_progress_bar_sees_every_result():
             yield result
     assert len(list(in_processes(run, [Job("a"), Job("b")], 2, progress, "x"))) == 2
     assert seen == [(2, "x")] * 2
+
+
+def longer(job: Job) -> dict:
+    """Of a chain whose next run depends on the last."""
+    return {"loss": float(len(job.name)), "threads": torch.get_num_threads()}
+
+
+def test_chains_go_on_from_what_is_there_and_write_each_run_once(tmp_path):
+    path = tmp_path / "results" / "study.jsonl"
+
+    def followed(most: int) -> list[dict]:
+        with Runs(longer, path, 1, 2, {"loss": float}) as runs:
+            def follow(letter: str) -> None:
+                name = letter
+                while runs(Job(name))["loss"] < most:
+                    name += letter
+            runs.chains(follow, ["a", "b", "c"])
+            return runs.lines()
+
+    assert sorted(line["job"]["name"] for line in followed(2)) == ["a", "aa", "b", "bb", "c", "cc"]
+    before = path.read_text()
+    assert len(followed(3)) == 9 and path.read_text().startswith(before)
+    assert len(path.read_text().splitlines()) == 9
+    assert {line["threads"] for line in followed(3)} == {1}
+
+
+def test_a_chain_that_fails_ends_the_study_and_keeps_its_lines(tmp_path):
+    def follow(name: str) -> None:
+        runs(Job(name))
+        raise FloatingPointError(name)
+
+    with pytest.raises(FloatingPointError, match="a"), \
+            Runs(longer, tmp_path / "study.jsonl", 1, 1, {"loss": float}) as runs:
+        runs.chains(follow, ["a"])
+    assert list(read_lines(tmp_path / "study.jsonl", 1, {}))

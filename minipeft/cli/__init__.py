@@ -19,6 +19,7 @@ MAX_SEED = 2**32 - 1
 
 COMMANDS = {
     "compare": "train every method on the tiny GPT; print what is claimed beside what is measured",
+    "capacity": "count the bits that adapters of several sizes hold, and the steps they take",
     "pretrain": "pretrain the tiny GPT on the tiny world; print its loss beside the best possible",
     "finetune": "fine-tune SmolLM2 on JSON lines of prompts and completions; writes an adapter",
     "generate": "answer a request with SmolLM2, as it is or with an adapter",

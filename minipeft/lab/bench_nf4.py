@@ -1,18 +1,28 @@
 """How fast NF4 is here, beside bitsandbytes (where installed), torch and a plain copy.
 
 Contenders of one case take turns, so that a drift of the machine hits all alike; only ratios within
-a case mean anything. A new output costs its page faults (4 bytes a weight), so dequantizing is
-timed both with one and into a given buffer. gemv takes each matrix from a set too large for caches.
+a case mean anything. Each library has a process of its own: in one, the threads of whoever ran last
+still spin for a while on the core that the next one needs. A new output costs its page faults
+(4 bytes a weight), so dequantizing is timed both with one and into a given buffer. gemv takes each
+matrix from a set too large for caches; the peer multiplies in two ways, and the faster one rounds
+to bfloat16.
 """
 import importlib.metadata
 import importlib.util
+import logging
+import multiprocessing
 import os
 import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
+from multiprocessing.connection import Connection
 from pathlib import Path
 from time import perf_counter, sleep
 
@@ -26,17 +36,20 @@ from ..files import CHECKOUT, write_json
 from ..measure import Timing, summary, synchronize
 from ..nf4 import backend_for, dequantize_nf4, gemv, quantize_nf4
 
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)      # it names what it could download
 try:
     import bitsandbytes.functional as bnb
+    from bitsandbytes.nn import Linear4bit, Params4bit
 except ImportError:         # an optional peer: the table then lacks its rows, and says so
     bnb = None
 
-OURS, PEER = "minipeft", "bitsandbytes"
+OURS, PEER, TORCH = "minipeft", "bitsandbytes", "torch"
 SHAPES = ((4096, 4096), (576, 1536))        # a 7B model's attention, SmolLM2's MLP
 QUICK_SHAPES = ((512, 512),)
 SET_BYTES = 2**29                           # that gemv's matrices fill together, of each contender
 QUICK_SET_BYTES = 2**22
-PAUSE_SECONDS = 0.02
+PAUSE_SECONDS = 0.02           # for the threads of the process that ran last to fall asleep
+WARMUPS = 2
 FIRST_USE = """
 import time, torch
 weight, x = torch.randn(256, 256), torch.randn(256)
@@ -48,90 +61,194 @@ print(time.perf_counter() - start)
 """
 
 
+@dataclass(frozen=True)
+class Case:
+    operation: str                 # a key of OPERATIONS
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    nested: bool                   # double quantization
+    device: str
+    set_bytes: int
+
+    @property
+    def name(self) -> str:
+        return self.operation + " + double quantization" * self.nested
+
+    def weight(self) -> Tensor:
+        torch.manual_seed(0)
+        return torch.randn(self.shape, device=self.device).to(self.dtype)
+
+
+Build = Callable[[], Callable]     # -> the call that is timed
+
+
 def run(out: Path, quick: bool = False, progress=None) -> dict:
     """Measure, write nf4_cpu.json and .png (or nf4_cuda) into the folder `out`, return the data."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    shapes, rounds = (QUICK_SHAPES, 3) if quick else (SHAPES, 7)
+    shapes, rounds = (QUICK_SHAPES, 3) if quick else (SHAPES, 15)
     set_bytes = QUICK_SET_BYTES if quick else SET_BYTES
-    torch.manual_seed(0)
     results = {"machine": machine(device), "backend": backend_for(device), "rounds": rounds,
                "cases": []}
-    for shape in shapes:
-        for operation, dtype, contenders in cases(shape, device, set_bytes):
-            timings = in_turn(contenders, rounds, progress)
+    asked = [case for shape in shapes for case in cases(shape, device, set_bytes)]
+    with sides() as pipes:
+        for case in progress(asked, desc="cases") if progress else asked:
+            timings = in_turn(case, rounds, pipes)
             results["cases"].append({
-                "operation": operation, "shape": list(shape), "dtype": str(dtype)[6:],
+                "operation": case.name, "shape": list(case.shape), "dtype": str(case.dtype)[6:],
                 "seconds": {name: timing.as_dict() for name, timing in timings.items()}})
     results["first_use_seconds"] = first_use()
     write(results, out, f"nf4_{device}")
     return results
 
 
-def cases(shape: tuple[int, int], device: str, set_bytes: int):
-    """(operation, dtype, {contender: call}) one after the other: a case's memory dies with it."""
+def cases(shape: tuple[int, int], device: str, set_bytes: int) -> Iterator[Case]:
     for dtype, nested in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False)):
-        weight = torch.randn(shape, device=device).to(dtype)
-        name = " + double quantization" if nested else ""
-        yield "quantize" + name, dtype, quantizers(weight, nested)
-        yield "dequantize" + name, dtype, dequantizers(weight, nested)
-    yield "gemv", torch.float32, multipliers(torch.randn(shape, device=device), set_bytes)
+        for operation in ("quantize", "dequantize"):
+            yield Case(operation, shape, dtype, nested, device, set_bytes)
+    yield Case("gemv", shape, torch.float32, False, device, set_bytes)
 
 
-def in_turn(calls: dict[str, Callable], rounds: int, progress) -> dict[str, Timing]:
-    """Time each call once a round after one warm-up.
+@contextmanager
+def sides() -> Iterator[dict[str, Connection]]:
+    """A process for minipeft, one for bitsandbytes, one for torch alone; how to talk to each."""
+    context, pipes, processes = multiprocessing.get_context("spawn"), {}, []
+    for side in (OURS, PEER, TORCH):
+        pipes[side], theirs = context.Pipe()
+        processes.append(context.Process(target=serve, args=(theirs, torch.get_num_threads()),
+                                         daemon=True))
+        processes[-1].start()
+        theirs.close()                       # so that a process that dies is noticed
+    try:
+        yield pipes
+    finally:
+        for process in processes:
+            process.terminate()
+            process.join()
 
-    The pause lets torch's threads fall asleep: for some milliseconds after a call of torch's they
-    spin on the core that the next contender needs.
-    """
-    seconds = {name: [] for name in calls}
-    for number in (progress(range(rounds + 1)) if progress else range(rounds + 1)):
-        for name, call in calls.items():
-            sleep(PAUSE_SECONDS)
+
+def serve(pipe: Connection, threads: int) -> None:
+    """Build a contender for (case, name), time a call of it for a name, forget all for None."""
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(threads)
+    calls = {}
+    while True:
+        asked = pipe.recv()
+        if asked is None:
+            calls.clear()
+        elif isinstance(asked, tuple):
+            case, name = asked
+            calls[name] = OPERATIONS[case.operation](case)[name]()
+        else:
             start = perf_counter()
-            call()
+            calls[asked]()
             synchronize()
-            if number:
-                seconds[name].append(perf_counter() - start)
+            pipe.send(perf_counter() - start)
+
+
+def in_turn(case: Case, rounds: int, pipes: dict[str, Connection]) -> dict[str, Timing]:
+    """Time each contender once a round, after two warm-ups."""
+    names = list(OPERATIONS[case.operation](case))
+    pipe = {name: pipes[side_of(name)] for name in names}
+    for name in names:
+        pipe[name].send((case, name))
+    seconds = {name: [] for name in names}
+    for number in range(WARMUPS + rounds):
+        for name in names:
+            sleep(PAUSE_SECONDS)
+            pipe[name].send(name)
+            taken = pipe[name].recv()
+            if number >= WARMUPS:
+                seconds[name].append(taken)
+    for each in pipes.values():
+        each.send(None)
     return {name: summary(values) for name, values in seconds.items()}
 
 
-def quantizers(weight: Tensor, nested: bool) -> dict[str, Callable]:
+def side_of(name: str) -> str:
+    found = name.split(",")[0]
+    return found if found in (OURS, PEER) else TORCH
+
+
+def quantizers(case: Case) -> dict[str, Build]:
     """weight -> codes; the copy shows what moving the bytes alone takes."""
+    def ours() -> Callable:
+        weight = case.weight()
+        return lambda: quantize_nf4(weight, compress_statistics=case.nested)
+
+    def theirs() -> Callable:
+        weight = case.weight()
+        return lambda: bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4",
+                                         compress_statistics=case.nested)
+    return {OURS: ours} | ({PEER: theirs} if bnb else {}) | {"copy": partial(copy, case)}
+
+
+def copy(case: Case) -> Callable:
+    weight = case.weight()
     buffer = torch.empty_like(weight)
-    calls = {OURS: lambda: quantize_nf4(weight, compress_statistics=nested)}
-    if bnb:
-        calls[PEER] = lambda: bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4",
-                                                compress_statistics=nested)
-    return calls | {"copy": lambda: buffer.copy_(weight)}
+    return lambda: buffer.copy_(weight)
 
 
-def dequantizers(weight: Tensor, nested: bool) -> dict[str, Callable]:
+def dequantizers(case: Case) -> dict[str, Build]:
     """codes -> weight, into a buffer and into new memory."""
-    buffer = torch.empty_like(weight)
-    packed, state = quantize_nf4(weight, compress_statistics=nested)
-    calls = {OURS: lambda: dequantize_nf4(packed, state, out=buffer),
-             f"{OURS}, new output": lambda: dequantize_nf4(packed, state)}
-    if bnb:
-        theirs, their_state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4",
-                                                compress_statistics=nested)
-        calls[f"{PEER}, new output"] = lambda: bnb.dequantize_4bit(theirs, their_state)
-    return calls | {"copy": lambda: buffer.copy_(weight)}
+    def ours(buffer: bool) -> Callable:
+        weight = case.weight()
+        packed, state = quantize_nf4(weight, compress_statistics=case.nested)
+        out = torch.empty_like(weight) if buffer else None
+        return lambda: dequantize_nf4(packed, state, out=out)
+
+    def theirs() -> Callable:
+        packed, state = bnb.quantize_4bit(case.weight(), blocksize=64, quant_type="nf4",
+                                          compress_statistics=case.nested)
+        return lambda: bnb.dequantize_4bit(packed, state)
+    return ({OURS: partial(ours, True), f"{OURS}, new output": partial(ours, False)}
+            | ({f"{PEER}, new output": theirs} if bnb else {}) | {"copy": partial(copy, case)})
 
 
-def multipliers(weight: Tensor, set_bytes: int) -> dict[str, Callable]:
+def multipliers(case: Case) -> dict[str, Build]:
     """y = W x at batch 1: from codes, by dequantizing first, and with 32- and 16-bit weights."""
-    x = torch.randn(weight.shape[1], device=weight.device)
-    x16 = x.bfloat16()
-    packed, state = quantize_nf4(weight)
-    codes, full, half = (next_of(w, set_bytes) for w in (packed, weight, weight.bfloat16()))
-    calls = {OURS: lambda: gemv(codes(), state, x)}
-    if bnb:
-        theirs, their_state = bnb.quantize_4bit(weight, blocksize=64, quant_type="nf4")
-        next_theirs = next_of(theirs, set_bytes)
-        calls[f"{PEER}, dequantize + F.linear"] = lambda: F.linear(
-            x, bnb.dequantize_4bit(next_theirs(), their_state))
-    return calls | {"torch float32 F.linear": lambda: F.linear(x, full()),
-                    "torch bfloat16 mv": lambda: torch.mv(half(), x16)}
+    def ours() -> Callable:
+        packed, state = quantize_nf4(case.weight())
+        codes, x = next_of(packed, case.set_bytes), vector(case)
+        return lambda: gemv(codes(), state, x)
+
+    def full() -> Callable:
+        weights, x = next_of(case.weight(), case.set_bytes), vector(case)
+        return lambda: F.linear(x, weights())
+
+    def half() -> Callable:
+        weights, x = next_of(case.weight().bfloat16(), case.set_bytes), vector(case).bfloat16()
+        return lambda: torch.mv(weights(), x)
+    peers = {f"{PEER}, dequantize + F.linear": partial(peer_default, case),
+             f"{PEER}, Linear4bit in eval mode": partial(peer_fastest, case)} if bnb else {}
+    return {OURS: ours, **peers, "torch float32 F.linear": full, "torch bfloat16 mv": half}
+
+
+def vector(case: Case) -> Tensor:
+    return torch.randn(case.shape[1], device=case.device)
+
+
+def peer_default(case: Case) -> Callable:
+    packed, state = bnb.quantize_4bit(case.weight(), blocksize=64, quant_type="nf4")
+    codes, x = next_of(packed, case.set_bytes), vector(case)
+    return lambda: F.linear(x, bnb.dequantize_4bit(codes(), state))
+
+
+def peer_fastest(case: Case) -> Callable:
+    """On a CPU with AVX512-BF16 the layer packs its codes anew and runs a fused kernel."""
+    rows, cols = case.shape
+    layer = Linear4bit(cols, rows, bias=False, compress_statistics=False, quant_type="nf4")
+    layer.weight = Params4bit(case.weight(), requires_grad=False, compress_statistics=False,
+                              blocksize=64, quant_type="nf4")
+    layer, x = layer.to(case.device).eval(), vector(case)[None]
+    copies = [deepcopy(layer) for _ in range(-(-case.set_bytes // layer.weight.nbytes))]
+    with torch.inference_mode():
+        for each in copies:                      # the first call packs
+            each(x)
+    layers = cycle(copies)
+    return torch.inference_mode()(lambda: next(layers)(x))
+
+
+OPERATIONS = {"quantize": quantizers, "dequantize": dequantizers, "gemv": multipliers}
 
 
 def next_of(tensor: Tensor, set_bytes: int) -> Callable[[], Tensor]:

@@ -1,15 +1,18 @@
 """The pictures of a comparison and of a planned run."""
+import math
 import statistics
 from functools import partial
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ..figures import COLOURS, HATCHES, look, new_figure, save_figure, stacked_bars
 from ..recipes import RECIPES
-from . import graded
+from ..tiny_world.languages import Languages
+from . import capacity, graded
 from .summary import served, shares, trained
 
 
@@ -131,6 +134,57 @@ def graded_figure(runs: list[dict]) -> Figure:
                      xytext=(0, 3), textcoords="offset points", fontsize=8, ha="right")
     fig.legend(*axes[0].get_legend_handles_labels(), loc="outside right center")
     return fig
+
+
+def capacity_figure(runs: list[dict]) -> Figure:
+    """Bits stored against bits offered, and the steps that half of them took, a line an arm."""
+    fig, (stored, speed) = new_figure(2, figsize=(10.4, 4.6))
+    for name, arm in capacity.ARMS.items():
+        ends = {K: found for K in capacity.OFFERED if (found := capacity.ends(runs, name, K))}
+        if ends:
+            stored_line(stored, name, ends)
+            half = {K: steps for K in ends if (steps := capacity.steps_to_half(runs, name, K))}
+            speed.plot(list(half), list(half.values()), label=arm.label, **shade(name))
+    bits = [Languages(K).bits for K in capacity.OFFERED]
+    stored.plot(bits, bits, color="black", linewidth=0.8)
+    stored.annotate("all of it", (bits[-1], bits[-1]), xytext=(-6, 4), ha="right", fontsize=8,
+                    textcoords="offset points")
+    stored.set(xscale="log", xlabel="bits offered (log scale)",
+               ylabel="bits stored (log scale, linear below 100)",
+               title="capacity: bits at the end\n(full mark: flat; hollow: still rising)")
+    stored.set_yscale("symlog", linthresh=100)
+    speed.set(xscale="log", yscale="log", xlabel="languages offered (log scale)",
+              ylabel="steps of 32 examples (log scale)",
+              title="speed: steps until half\nof the bits are stored")
+    speed.set_xticks(capacity.OFFERED, capacity.OFFERED)
+    speed.minorticks_off()
+    fig.legend(*speed.get_legend_handles_labels(), loc="outside right center", fontsize=8)
+    return fig
+
+
+def stored_line(ax, name: str, ends: dict[int, list[dict]]) -> None:
+    """An arm's bits at each K: a line through the means, a mark a seed."""
+    ax.plot([Languages(K).bits for K in ends],
+            [statistics.mean(end["bits"] for end in found) for found in ends.values()],
+            **shade(name) | dict(marker=""))
+    for K, found in ends.items():
+        for end in found:
+            face = shade(name)["color"] if end["flat"] else "white"
+            ax.plot(Languages(K).bits, end["bits"],
+                    **shade(name) | dict(linestyle="", markersize=7, markerfacecolor=face))
+
+
+def shade(name: str) -> dict:
+    """An arm's look: the recipe's, and of LoRA darker with the rank, dotted on q and v alone."""
+    found = look(capacity.ARMS[name].recipe) | dict(markersize=4, linewidth=1.2)
+    if name.startswith("lora"):
+        rank = int(name.split("-")[1])
+        depth = 0.25 + 0.15 * math.log2(rank)
+        line = ":" if name.endswith("qv") else "-"
+        found |= dict(color=matplotlib.colormaps["Blues"](min(depth + 0.1, 1.0)), linestyle=line)
+    elif name == "houlsby-39":
+        found |= dict(linestyle="-")
+    return found
 
 
 def rates_figure(results: dict) -> Figure:

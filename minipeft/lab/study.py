@@ -2,6 +2,9 @@
 
     records = run_study(jobs, run, path, version=1, workers=2)
 
+    with Runs(run, path, version=1, workers=2) as runs:     where the next run depends on the last
+        runs.chains(follow, starts)                         follow(start) calls runs(job), again
+
 A line holds the job, what came out, and the version of the study. The version is raised by hand
 when a run would mean something else; the source is not hashed, for a comment must not undo hours.
 An interrupted study goes on where it stopped. Lines of another version are named, never mixed.
@@ -9,8 +12,10 @@ An interrupted study goes on where it stopped. Lines of another version are name
 import json
 import multiprocessing
 import signal
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 
 import torch
@@ -87,3 +92,50 @@ class Both:
 
     def __call__(self, job) -> tuple:
         return job, self.run(job)
+
+
+class Runs:
+    """A study in which a finished run decides which one comes next: chains of runs, several at a
+    time, in processes of one thread each.
+
+    run: job -> dict, at the top of a module, since other processes import it
+    keys: what such a dict must hold, see files.py
+    """
+
+    def __init__(self, run: Callable, path: Path, version: int, workers: int, keys: dict):
+        self.run, self.path, self.version, self.workers = run, path, version, workers
+        self.done = read_lines(path, version, keys)
+        self.lock = threading.Lock()
+
+    def __enter__(self) -> "Runs":
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        context = multiprocessing.get_context("spawn")
+        self.processes = context.Pool(self.workers, start_worker)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.processes.terminate()
+
+    def __call__(self, job) -> dict:
+        """The line of this job (a dataclass), from the file if it is there."""
+        key = key_of(asdict(job))
+        if key not in self.done:
+            found = self.processes.apply(self.run, (job,))
+            line = {"version": self.version, "job": asdict(job), **found}
+            with self.lock, self.path.open("a", encoding="utf-8", newline="\n") as file:
+                file.write(to_json(line, self.path) + "\n")
+                self.done[key] = line
+        return self.done[key]
+
+    def lines(self) -> list[dict]:
+        """All finished runs."""
+        with self.lock:
+            return list(self.done.values())
+
+    def chains(self, follow: Callable, starts: list, progress: Progress | None = None,
+               desc: str = "chains") -> None:
+        """`follow` each start to its end, as many at a time as there are processes."""
+        with ThreadPool(self.workers) as threads:
+            ended = threads.imap_unordered(follow, starts)
+            for _ in progress(ended, total=len(starts), desc=desc) if progress else ended:
+                pass

@@ -7,7 +7,8 @@ import statistics
 
 from ..recipes import RECIPES
 from ..tiny_world.documents import KINDS
-from . import graded
+from ..tiny_world.languages import Languages
+from . import capacity, graded
 
 CLAIMED = {    # method: (updates, inference latency, memory savings, performance)
     "full": ("100 %", "zero", "none", "best"),
@@ -281,3 +282,38 @@ def disagreements(results: dict) -> list[str]:
                 sentences.append(f"{RECIPES[arm].label}, {column}: claimed {claim}, measured "
                                  f"{values[column]:.3g}; {reason(results, arm, column)}.")
     return sentences
+
+
+def capacity_table(runs: list[dict]) -> str:
+    """Share of the bits of K languages at the end, a row an arm, a column a K."""
+    header = ["arm", "trained", *(f"K = {K}, {Languages(K).bits:,.0f} bits"
+                                  for K in capacity.OFFERED)]
+    rows = []
+    for name, arm in capacity.ARMS.items():
+        found = [capacity.ends(runs, name, K) for K in capacity.OFFERED]
+        if any(found):
+            count = next(ends[0]["trainable"] for ends in found if ends)
+            rows.append([arm.label, f"{count:,}", *map(end_of, found)])
+    return layout(header, rows)
+
+
+def end_of(ends: list[dict]) -> str:
+    """"87.9±2.1 % (3,200, n 3)" """
+    if not ends:
+        return "not run"
+    mean, deviation = spread([100 * end["share"] for end in ends])
+    sd = f"±{deviation:.1f}" if len(ends) > 1 else ""
+    rising = "" if all(end["flat"] for end in ends) else ", rising"
+    steps = max(end["steps"] for end in ends)
+    return f"{mean:.1f}{sd} % ({steps:,}, n {len(ends)}{rising})"
+
+
+def density_table(runs: list[dict]) -> str:
+    """Bits per trained parameter of the arms that are full."""
+    rows = []
+    for name, arm in capacity.ARMS.items():
+        if found := capacity.capacity(runs, name):
+            mean, deviation = spread(found)
+            rows.append([arm.label, f"{mean:.2f}" + (f"±{deviation:.2f}" if len(found) > 1 else ""),
+                         f"{len(found)}"])
+    return layout(["arm", "bits per trained parameter", "n"], rows) if rows else "(none is full)"
