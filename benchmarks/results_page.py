@@ -9,9 +9,10 @@ from pathlib import Path
 import tool_calls
 from gpu import fits, kernels, latency, quality
 
+from minipeft.cli.capacity import report as capacity_report
 from minipeft.cli.compare import graded_report, report
 from minipeft.files import write_text
-from minipeft.lab import bench_nf4, bench_step, graded, plot, summary
+from minipeft.lab import bench_nf4, bench_step, capacity, graded, plot, summary
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -57,6 +58,7 @@ def page() -> str:
     pictures = "\n".join(f"![{name}](results/compare/{name}.png)" for name in
                          plot.PICTURES)
     study = graded_report(graded.read(RESULTS / "languages")).strip()
+    held = capacity_report(capacity.read(RESULTS / "capacity")).strip()
     parity = (FOLDER / "parity.md").read_text(encoding="utf-8").strip()
     return f"""# Results
 
@@ -82,6 +84,16 @@ Written by `python benchmarks/results_page.py` from the files in `benchmarks/res
 ```
 
 ![graded](results/languages/graded.png)
+
+## How many bits fit
+
+`python -m minipeft capacity --out benchmarks/results/capacity`; a line a run in `capacity.jsonl`.
+
+```
+{held}
+```
+
+![capacity](results/capacity/capacity.png)
 
 ## NF4 beside bitsandbytes
 

@@ -79,7 +79,7 @@ def test_an_entry_without_a_check_cannot_be_made():
         Claim(**ENTRY)
     with pytest.raises(ValueError, match="lacks its source"):
         Claim(**ENTRY | {"source": ""}, check=lambda m: [])
-    with pytest.raises(ValueError, match="must be one of true, true under conditions"):
+    with pytest.raises(ValueError, match="must be one of true, conditionally true"):
         Claim(**ENTRY | {"verdict": "maybe"}, check=lambda m: [])
     with pytest.raises(ValueError, match="returned no value"):
         Claim(**ENTRY, check=lambda m: []).values(None)

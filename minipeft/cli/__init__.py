@@ -25,7 +25,7 @@ COMMANDS = {
     "generate": "answer a request with SmolLM2, as it is or with an adapter",
     "merge": "merge an adapter into SmolLM2; writes a plain safetensors model for transformers",
     "memory": "plan a fine-tuning run: what will it take, and does it fit",
-    "claims": "check every claim of the lesson: verdict, numbers, source, notebook",
+    "claims": "judge what courses say about PEFT: verdict, numbers, source, notebook",
     "quiz": "interview questions, one at a time, graded by yourself",
     "notebooks": "list the notebooks and what each asks; with --execute, run them in place",
     "bench": "time the kernels beside the reference libraries",

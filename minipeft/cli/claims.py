@@ -1,4 +1,4 @@
-"""`minipeft claims`: every sentence of the lesson that can be checked, checked."""
+"""`minipeft claims`: what courses say about PEFT, checked where it can be."""
 import json
 import sys
 from functools import partial

@@ -1,4 +1,4 @@
-"""What the notebooks and their reader need: checks, the claims of the lesson, questions.
+"""What the notebooks and their reader need: checks, claims that courses make, questions.
 
 It knows everything below. Only the commands and the notebooks enter.
 """

@@ -1,4 +1,4 @@
-"""Every sentence of the lesson that can be checked, with the numbers that decide it.
+"""What course notes say about PEFT and can be checked, with the numbers that decide it.
 
     claim.py      what a claim is: no entry without a check
     counts.py     exact counts and bytes at real models' shapes, on the meta device

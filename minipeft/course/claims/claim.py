@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-VERDICTS = ("true", "true under conditions", "imprecise", "wrong")
+VERDICTS = ("true", "conditionally true", "imprecise", "wrong")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def within(name: str, found: float, low: float, high: float, unit: str = "") -> 
 
 @dataclass(frozen=True)
 class Claim:
-    """One sentence of the lesson. TypeError without a check, ValueError for an unknown verdict."""
+    """A sentence of course notes. TypeError without a check, ValueError for an unknown verdict."""
 
     id: int
     claim: str                         # the sentence, as it circulates

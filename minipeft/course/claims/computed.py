@@ -201,7 +201,7 @@ def without_the_scale(_) -> list[Value]:
         "base_model.model.layers.0.self_attn.q_proj")
     W0, BA = layer.base_layer.weight, layer.lora_B.weight @ layer.lora_A.weight
     meant = layer.merge().weight - W0
-    return [exact("alpha / r in the lesson's own snippet", config.scaling, 4),
+    return [exact("alpha / r in the notes' own snippet", config.scaling, 4),
             exact("share of the update lost by W + B A",
                   ((meant - BA).norm() / meant.norm()).item(), 0.75, tolerance=1e-5)]
 

@@ -1,4 +1,4 @@
-"""The entries: first the claims that circulate most, then what else the lessons say."""
+"""The entries: first the claims that circulate most, then what else course notes say."""
 from . import computed, observed
 from .claim import Claim
 
@@ -8,7 +8,7 @@ PROMPT, PREFIX = "07_prompt_tuning", "08_prefix_tuning"
 ADAPTERS, COMPARISON = "09_houlsby_adapters", "10_comparison"
 THEORY, OVERVIEW = "lesson on PEFT theory", "overview of PEFT"
 COMPUTED = "computed here"
-TRUE, CONDITIONS, IMPRECISE, WRONG = "true", "true under conditions", "imprecise", "wrong"
+TRUE, CONDITIONS, IMPRECISE, WRONG = "true", "conditionally true", "imprecise", "wrong"
 
 CLAIMS = (
     Claim(1, "LoRA reduces trainable parameters 10,000x (from 70B to 10M)", OVERVIEW, IMPRECISE,
