@@ -1,0 +1,165 @@
+"""The exercises of a notebook, each with what it needs of the cells before it, and nothing else.
+
+    found = exercises(path)                  in the order of the notebook
+    judge(found[2], ["    return 1.0"])      of each answer: PASSES, or how the check refused it
+
+An exercise is a markdown cell that says **Exercise N**, the code cell with the markers, and the
+code cells after it. What it needs are the cells that define the names it uses, and so on back; a
+cell that only changes something is not among them, so an exercise must not depend on one.
+"""
+import ast
+import builtins
+import io
+import re
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+
+from ..files import read_json
+
+PASSES = "passes"
+BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+TITLE = re.compile(r"^(?:\*\*|### )(?:Exercise )?(\d+)[.*· ]", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Exercise:
+    notebook: str
+    number: int
+    statement: str
+    needs: tuple[str, ...]           # sources of earlier cells
+    before: str                      # of the cell with the markers: what stands above them,
+    solution: str                    # between,
+    after: str                       # and below
+    check: tuple[str, ...]           # the cells after it
+
+    def answered(self, answer: str | None = None) -> str:
+        """The cells from the answer on, which stands in place of the solution's lines (None: the
+        solution)."""
+        own = self.before + (self.solution if answer is None else answer + "\n") + self.after
+        return "\n\n".join([own, *self.check])
+
+
+def exercises(path: Path) -> list[Exercise]:
+    """ValueError for a notebook whose markers do not pair, or one without a number above it."""
+    cells = read_json(path, "restore the notebook", keys={"cells": list})["cells"]
+    code = [(i, "".join(cell["source"])) for i, cell in enumerate(cells)
+            if cell["cell_type"] == "code"]
+    found = []
+    for place, (i, source) in enumerate(code):
+        if BEGIN in source or END in source:
+            since = 1 + max((j for j, _ in code[:place]), default=-1)
+            statement = "\n\n".join("".join(cell["source"]) for cell in cells[since:i])
+            check = [later for j, later in code[place + 1:] if not any(
+                TITLE.search("".join(cell["source"])) or "## " in "".join(cell["source"])
+                for cell in cells[i:j] if cell["cell_type"] == "markdown")]
+            found.append(exercise(path, statement, source, check,
+                                  [earlier for _, earlier in code[:place]]))
+    return found
+
+
+def exercise(path: Path, statement: str, source: str, check: list[str], earlier: list[str]
+             ) -> Exercise:
+    number = TITLE.findall(statement)
+    parts = re.fullmatch(rf"(.*?)[ ]*{BEGIN}\n(.*?)[ ]*{END}(.*)", source, re.DOTALL)
+    if not number or parts is None:
+        raise ValueError(f"{path.name}: an exercise needs a number above it and one pair of "
+                         f"{BEGIN} and {END}: {source[:60]!r}")
+    needs = needed(earlier, "\n".join([source, *check]))
+    return Exercise(path.stem, int(number[-1]), statement, tuple(needs), *parts.groups(),
+                    tuple(check))
+
+
+def judge(exercise: Exercise, answers: list[str | None]) -> list[str]:
+    """Of each answer PASSES, or the error that it or the check ends with: "AssertionError: ...".
+
+    It runs the notebook's code and the answers' in this process and in the working directory that
+    the notebook has, its own folder: give it a process that has nothing to lose.
+    """
+    names: dict = {}
+    with redirect_stdout(io.StringIO()), matplotlib.rc_context():
+        matplotlib.use("Agg")
+        for cell in exercise.needs:
+            exec(cell, names)                                  # the course's own code
+        return [outcome(exercise.answered(answer), dict(names)) for answer in answers]
+
+
+def outcome(source: str, names: dict) -> str:
+    try:
+        exec(source, names)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return PASSES
+
+
+def needed(cells: list[str], program: str) -> list[str]:
+    """Of these cells in a row, those that `program` rests on: the first with code (it starts the
+    notebook), and the last that defines each name it uses, with what they need in turn."""
+    taken = {i for i, cell in enumerate(cells) if "notebook.start(" in cell}
+    asked = [(len(cells), name) for name in used(program)]
+    asked += [(i, name) for i in taken for name in used(cells[i])]
+    while asked:
+        before, name = asked.pop()
+        i = next((i for i in reversed(range(before)) if name in defined(cells[i])), None)
+        if i is not None and i not in taken:
+            taken.add(i)
+            asked += [(i, other) for other in used(cells[i])]
+    return [cells[i] for i in sorted(taken)]
+
+
+def defined(source: str) -> set[str]:
+    """Names that a cell gives a value, at its top level or in a loop or a `with` there."""
+    return {name for node in outside_functions(ast.parse(source)) for name in names_given(node)}
+
+
+def names_given(node: ast.AST) -> set[str]:
+    """What this statement, and none inside of it, gives a value."""
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return {node.name}
+    if isinstance(node, ast.Import | ast.ImportFrom):
+        return {alias.asname if alias.asname is not None else alias.name.split(".")[0]
+                for alias in node.names}
+    targets = (node.targets if isinstance(node, ast.Assign) else
+               [node.target] if isinstance(node, ast.AugAssign | ast.AnnAssign | ast.For
+                                           | ast.NamedExpr) else
+               [item.optional_vars for item in node.items if item.optional_vars is not None]
+               if isinstance(node, ast.With) else [])
+    return {each.id for target in targets for each in ast.walk(target)
+            if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+
+
+def place_after(node: ast.AST) -> tuple[int, int]:
+    """Where the names that a statement gives a value have it: after what it reads first."""
+    if isinstance(node, ast.For):
+        node = node.iter
+    elif isinstance(node, ast.With):
+        node = node.items[-1].context_expr
+    elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+        return node.lineno, node.col_offset
+    return node.end_lineno, node.end_col_offset
+
+
+def outside_functions(node: ast.AST):
+    """A node and all below it, but not the bodies of functions, classes and comprehensions."""
+    yield node
+    if not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda | ast.ListComp | ast.SetComp
+                      | ast.DictComp | ast.GeneratorExp):
+        for child in ast.iter_child_nodes(node):
+            yield from outside_functions(child)
+
+
+def used(source: str) -> set[str]:
+    """Names that a cell reads before it has given them a value itself, as far as places tell."""
+    tree, given = ast.parse(source), {}
+    for node in outside_functions(tree):
+        for name in names_given(node):
+            given.setdefault(name, place_after(node))
+    reads = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)
+             and isinstance(node.ctx, ast.Load)
+             and given.get(node.id, (node.lineno + 1, 0)) > (node.lineno, node.col_offset)}
+    changed = {node.target.id for node in ast.walk(tree) if isinstance(node, ast.AugAssign)
+               and isinstance(node.target, ast.Name)
+               and given[node.target.id] >= place_after(node)}
+    return (reads | changed) - set(dir(builtins))
