@@ -50,8 +50,9 @@ def exercises(path: Path) -> list[Exercise]:
     found = []
     for place, (i, source) in enumerate(code):
         if BEGIN in source or END in source:
-            since = 1 + max((j for j, _ in code[:place]), default=-1)
-            statement = "\n\n".join("".join(cell["source"]) for cell in cells[since:i])
+            text = "\n\n".join("".join(cell["source"]) for cell in cells[:i]
+                               if cell["cell_type"] == "markdown")
+            statement = text[max((m.start() for m in TITLE.finditer(text)), default=len(text)):]
             check = [later for j, later in code[place + 1:] if not any(
                 TITLE.search("".join(cell["source"])) or "## " in "".join(cell["source"])
                 for cell in cells[i:j] if cell["cell_type"] == "markdown")]
@@ -159,7 +160,8 @@ def used(source: str) -> set[str]:
     reads = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)
              and isinstance(node.ctx, ast.Load)
              and given.get(node.id, (node.lineno + 1, 0)) > (node.lineno, node.col_offset)}
-    changed = {node.target.id for node in ast.walk(tree) if isinstance(node, ast.AugAssign)
+    changed = {node.target.id for node in outside_functions(tree)
+               if isinstance(node, ast.AugAssign)
                and isinstance(node.target, ast.Name)
                and given[node.target.id] >= place_after(node)}
     return (reads | changed) - set(dir(builtins))
