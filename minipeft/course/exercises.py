@@ -11,6 +11,7 @@ import ast
 import builtins
 import io
 import re
+import symtable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -164,4 +165,12 @@ def used(source: str) -> set[str]:
                if isinstance(node, ast.AugAssign)
                and isinstance(node.target, ast.Name)
                and given[node.target.id] >= place_after(node)}
-    return (reads | changed) - set(dir(builtins))
+    cell = symtable.symtable(source, "cell", "exec")
+    return ((reads | changed) & names_of_the_notebook(cell)) - set(dir(builtins))
+
+
+def names_of_the_notebook(scope: symtable.SymbolTable) -> set[str]:
+    """Names in a cell that are not a function's or a comprehension's own."""
+    found = {symbol.get_name() for symbol in scope.get_symbols()
+             if scope.get_type() == "module" or symbol.is_global()}
+    return found.union(*map(names_of_the_notebook, scope.get_children()))
