@@ -133,7 +133,7 @@ CLAIMS = (
           computed.between_the_layers),
     Claim(29, "QLoRA's adapters are in FP16/BF16", "both", CONDITIONS,
           "they may be; HuggingFace's and this package's default is float32, for a 16-bit weight "
-          "does not feel small steps", COMPUTED, f"{QLORA}: Train it: LoRA and QLoRA side by side",
+          "does not feel small steps", COMPUTED, f"{QLORA}: The memory of a 65B",
           computed.sixteen_bit_adapters),
     Claim(30, "Only A and B are saved: a few MBs", THEORY, CONDITIONS,
           "q and v at small r; all linears at r = 64 are hundreds of MB", COMPUTED,
