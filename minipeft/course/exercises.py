@@ -15,6 +15,7 @@ import symtable
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import dedent, indent
 
 import matplotlib
 
@@ -38,8 +39,10 @@ class Exercise:
 
     def answered(self, answer: str | None = None) -> str:
         """The cells from the answer on, which stands in place of the solution's lines (None: the
-        solution)."""
-        own = self.before + (self.solution if answer is None else answer + "\n") + self.after
+        solution), and as far in."""
+        margin = re.match(" *", self.solution)[0]
+        given = self.solution if answer is None else indent(dedent(answer), margin) + "\n"
+        own = self.before + given + self.after
         return "\n\n".join([own, *self.check])
 
 
