@@ -12,6 +12,7 @@ import builtins
 import io
 import re
 import symtable
+from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,11 +32,16 @@ class Exercise:
     notebook: str
     number: int
     statement: str
-    needs: tuple[str, ...]           # sources of earlier cells
+    earlier: tuple[str, ...]         # sources of the code cells above it
     before: str                      # of the cell with the markers: what stands above them,
     solution: str                    # between,
     after: str                       # and below
     check: tuple[str, ...]           # the cells after it
+
+    @property
+    def needs(self) -> list[str]:
+        """Of the cells above it those that its solution and check rest on."""
+        return needed(self.earlier, self.answered())
 
     def answered(self, answer: str | None = None) -> str:
         """The cells from the answer on, which stands in place of the solution's lines (None: the
@@ -72,8 +78,7 @@ def exercise(path: Path, statement: str, source: str, check: list[str], earlier:
     if not number or parts is None:
         raise ValueError(f"{path.name}: an exercise needs a number above it and one pair of "
                          f"{BEGIN} and {END}: {source[:60]!r}")
-    needs = needed(earlier, "\n".join([source, *check]))
-    return Exercise(path.stem, int(number[-1]), statement, tuple(needs), *parts.groups(),
+    return Exercise(path.stem, int(number[-1]), statement, tuple(earlier), *parts.groups(),
                     tuple(check))
 
 
@@ -86,9 +91,18 @@ def judge(exercise: Exercise, answers: list[str | None]) -> list[str]:
     names: dict = {}
     with redirect_stdout(io.StringIO()), matplotlib.rc_context():
         matplotlib.use("Agg")
-        for cell in exercise.needs:
+        programs = [exercise.answered(answer) for answer in answers]
+        for cell in needed(exercise.earlier, *filter(is_python, [exercise.answered(), *programs])):
             exec(cell, names)                                  # the course's own code
-        return [outcome(exercise.answered(answer), dict(names)) for answer in answers]
+        return [outcome(program, dict(names)) for program in programs]
+
+
+def is_python(program: str) -> bool:
+    try:
+        ast.parse(program)
+    except SyntaxError:
+        return False
+    return True
 
 
 def outcome(source: str, names: dict) -> str:
@@ -99,11 +113,11 @@ def outcome(source: str, names: dict) -> str:
     return PASSES
 
 
-def needed(cells: list[str], program: str) -> list[str]:
-    """Of these cells in a row, those that `program` rests on: the first with code (it starts the
-    notebook), and the last that defines each name it uses, with what they need in turn."""
+def needed(cells: Sequence[str], *programs: str) -> list[str]:
+    """Of these cells in a row, those that the programs rest on: the one that starts the notebook,
+    and the last that defines each name they use, with what it needs in turn."""
     taken = {i for i, cell in enumerate(cells) if "notebook.start(" in cell}
-    asked = [(len(cells), name) for name in used(program)]
+    asked = [(len(cells), name) for program in programs for name in used(program)]
     asked += [(i, name) for i in taken for name in used(cells[i])]
     while asked:
         before, name = asked.pop()
