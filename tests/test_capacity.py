@@ -131,7 +131,18 @@ def test_the_study_finds_the_rate_the_knee_and_the_end(tmp_path, monkeypatch):
     assert plot.capacity_figure(runs).axes
 
 
-def test_the_stored_study_has_one_rate_a_curve_chosen_by_the_rule_and_inside_what_was_tried():
+def test_the_best_rate_of_each_stored_sweep_has_worse_neighbours_on_both_sides():
+    runs = capacity.read(RESULTS / "capacity")
+    swept = {(r["arm"], r["K"]) for r in runs if r["split"] == "sweep"}
+    assert len(swept) >= 6
+    for arm, K in swept:
+        grid = RECIPES[ARMS[arm].recipe].grid
+        tried = capacity.tried(runs, arm, K)
+        i = grid.index(capacity.best(tried))
+        assert {grid[i - 1], grid[i + 1]} <= {r["lr"] for r in tried}, (arm, K)
+
+
+def test_the_stored_study_has_one_rate_a_curve_chosen_by_the_rule_and_steps_that_double():
     runs = capacity.read(RESULTS / "capacity")
     cells = {(r["arm"], r["K"]) for r in runs if r["split"] == "report"}
     assert cells
@@ -145,7 +156,7 @@ def test_the_stored_study_has_one_rate_a_curve_chosen_by_the_rule_and_inside_wha
 @pytest.mark.parametrize("arguments, message", [
     (["--arms", "lora-3"], "unknown arm 'lora-3'; known: lora-1-qv, "),
     (["--languages", "385"], "unknown number of languages 385; known: 2, 8, 32, 64, 128"),
-    (["--workers", "0"], "--workers must be at least 1, got 0"),
+    (["--workers", "0"], "--workers: must be a whole number, at least 1, got '0'"),
     (["--quick", "--arms", "full"], "--quick has its own arms and languages")])
 def test_impossible_arguments_are_refused(arguments, message, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:

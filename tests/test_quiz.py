@@ -104,7 +104,7 @@ def test_ctrl_c_ends_the_quiz_with_what_was_answered(quiz, monkeypatch):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--count", "0"], "--count must be at least 1"),
+    (["--count", "0"], "--count: must be a whole number, at least 1"),
     (["--group", "cooking"], "the groups are: The three that every course asks; "),
 ])
 def test_wrong_usage_is_one_line_and_status_2(argv, message, capsys):

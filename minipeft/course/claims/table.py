@@ -8,7 +8,7 @@ PROMPT, PREFIX = "07_prompt_tuning", "08_prefix_tuning"
 ADAPTERS, COMPARISON = "09_houlsby_adapters", "10_comparison"
 THEORY, OVERVIEW = "lesson on PEFT theory", "overview of PEFT"
 COMPUTED = "computed here"
-TRUE, CONDITIONS, IMPRECISE, WRONG = "true", "conditionally true", "imprecise", "wrong"
+TRUE, CONDITIONS, IMPRECISE, FALSE = "true", "conditionally true", "imprecise", "false"
 
 CLAIMS = (
     Claim(1, "LoRA reduces trainable parameters 10,000x (from 70B to 10M)", OVERVIEW, IMPRECISE,
@@ -30,7 +30,7 @@ CLAIMS = (
           "eight it learns less in the same steps",
           "Hu et al. 2021, Table 6: q and v, r = 1 73.4 / 91.3, r = 64 73.5 / 91.4",
           f"{LORA}: How much rank does a new skill need?", observed.usual_ranks),
-    Claim(5, "Comparable to full fine-tuning for most tasks, with 1% of the cost", OVERVIEW, WRONG,
+    Claim(5, "Comparable to full fine-tuning for most tasks, with 1% of the cost", OVERVIEW, FALSE,
           "the 1 % counts trained numbers, a step takes two thirds of the operations; quality: "
           "given steps, yes; in few steps LoRA was far behind", COMPUTED,
           f"{BOTTLENECK}: What PEFT changes: the compute",
@@ -114,7 +114,7 @@ CLAIMS = (
           "found to forget less, and to learn less", "measured here; Biderman et al. 2024",
           f"{COMPARISON}: Forgetting",
           observed.forgetting_mitigated),
-    Claim(25, "A is d x r, B is r x d, and W_new = W_frozen + B A", OVERVIEW, WRONG,
+    Claim(25, "A is d x r, B is r x d, and W_new = W_frozen + B A", OVERVIEW, FALSE,
           "with these shapes B A is r x r; it is B (d, r) and A (r, d)", "Hu et al. 2021, "
           "section 4.1", f"{LORA}: The idea, with shapes", computed.shapes_as_written),
     Claim(26, "W' = W + BA", "both", IMPRECISE,
@@ -126,7 +126,7 @@ CLAIMS = (
           "change need not be of low rank for LoRA to work: LoRA's is thin and long, and has "
           "directions that the base has not", "measured here; Shuttleworth et al. 2024",
           f"{LOW_RANK}: The change that full fine-tuning makes", observed.low_intrinsic_rank),
-    Claim(28, "Adapters are inserted between the Transformer layers", THEORY, WRONG,
+    Claim(28, "Adapters are inserted between the Transformer layers", THEORY, FALSE,
           "inside each layer, twice: behind attention and behind the MLP",
           "Houlsby et al. 2019, section 2.1",
           f"{ADAPTERS}: Where does it sit? Inside each layer, twice",
