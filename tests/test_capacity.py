@@ -38,6 +38,12 @@ def test_an_arm_trains_what_its_name_says():
             for name, arm in ARMS.items()} == wanted
 
 
+@pytest.mark.parametrize("name", [name for name in ARMS if name.startswith("lora")])
+def test_every_lora_has_the_scale_2(name):
+    adapters = ARMS[name].adapt(load_base(0)).adapter_sets["default"].values()
+    assert {adapter.scaling for adapter in adapters} == {2.0}
+
+
 def test_the_steps_are_doubled_to_the_most_and_each_pair_is_met_about_33_times_at_first():
     assert doublings(2, 200) == [25, 50, 100, 200] and doublings(128)[0] == 1600
     for K in capacity.OFFERED:
@@ -63,6 +69,7 @@ def test_an_arm_is_full_where_it_is_flat_below_all_and_its_capacity_is_the_most_
     assert capacity.capacity(runs, "lora-1") == pytest.approx(
         [0.205 * 32 * BITS / 1000, 0.505 * 8 * BITS / 1000])
     assert capacity.capacity(runs, "full") == []
+    assert capacity.capacity(curve("lora-1", 2, {25: 0.99, 50: 0.995}), "lora-1") == []  # not full
     assert [(e["share"], e["steps"], e["flat"]) for e in ends(runs, "lora-1", 8)] == [
         (0.605, 1600, True), (0.505, 1600, True)]
     assert [knee(runs, "lora-1", K) for K in (2, 8, 128)] == [False, True, False]
