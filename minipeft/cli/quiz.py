@@ -65,7 +65,7 @@ def summary(answered: list[tuple[Question, str]]) -> str:
     for question, grade in answered:
         if grade != "y":
             places.setdefault(question.reread, []).append(str(question.number))
-    lines = [f"    notebook {place} (question {', '.join(numbers)} of notebook 12)"
+    lines = [f"    notebook {place} (question {', '.join(numbers)} of notebook 17)"
              for place, numbers in sorted(places.items())]
     return "\n".join([f"\n{len(answered)} answered: {counts}",
                       *(["Reread:", *lines] if lines else ["Nothing to reread."])])
