@@ -21,8 +21,10 @@ import subprocess
 import sys
 import sysconfig
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -69,7 +71,8 @@ def greedy(model, ids: torch.Tensor, caches: list[KVCache], end: int) -> torch.T
 
 
 @torch.no_grad()
-def answers(model, tokenizer, asked: list[list[dict]]) -> list[str]:
+def answers(model, tokenizer, asked: list[list[dict]],
+            progress: Callable = partial(tqdm, file=sys.stderr, unit="length")) -> list[str]:
     """Greedy answers. What all requests begin with (tools, examples) is computed once; requests of
     equal length then go together: without padding no mask is needed."""
     if not asked:
@@ -83,7 +86,7 @@ def answers(model, tokenizer, asked: list[list[dict]]) -> list[str]:
     for i, row in enumerate(rows):
         groups[len(row)].append(i)
     end = tokenizer.token_to_id(END)
-    for group in tqdm(groups.values(), file=sys.stderr, unit="length"):
+    for group in progress(groups.values()):
         caches = [copy.copy(cache) for cache in start]
         for cache in caches:
             cache.share(len(cache), len(group))
@@ -93,8 +96,8 @@ def answers(model, tokenizer, asked: list[list[dict]]) -> list[str]:
     return [found[i] for i in range(len(asked))]
 
 
-def english(tokenizer) -> list:
-    """General English to forget: 16 modules' docstrings in the standard library, 256 tokens each.
+def docstrings(tokenizer) -> list:
+    """English to forget: docstrings of the standard library's modules, at most 256 tokens each.
 
     Read from the source, so that no module is imported; it differs a little between Pythons.
     """
@@ -112,7 +115,7 @@ def losses(model, tokenizer, tested: list[list[dict]]) -> dict[str, float]:
     """Nats per token on the wanted answers, and on general English."""
     encoded = [encode_example(messages, lambda t: tokenizer.encode(t).ids) for messages in tested]
     return {"loss": validate(model, encoded, 8)["loss"],
-            "english": validate(model, english(tokenizer), 1)["loss"]}
+            "english": validate(model, docstrings(tokenizer), 1)["loss"]}
 
 
 @torch.no_grad()

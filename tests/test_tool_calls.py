@@ -1,5 +1,6 @@
 """The data of the fine-tuning lesson: what is held out, and that it is what its generator makes."""
 import importlib.util
+import itertools
 import json
 import sys
 from dataclasses import replace
@@ -28,13 +29,16 @@ def calls(name: str) -> list[dict]:
     return [json.loads(line["completion"]) for line in lines(name)]
 
 
-@pytest.mark.parametrize("name", ["train", "test"])
+SETS = {"train": 2000, "test": 200, "validation": 100}
+
+
+@pytest.mark.parametrize("name", SETS)
 def test_the_files_are_what_the_generator_writes(name, tmp_path):
     generate.main(tmp_path)
     assert (tmp_path / f"{name}.jsonl").read_bytes() == (FOLDER / f"{name}.jsonl").read_bytes()
 
 
-@pytest.mark.parametrize("name, n", [("train", 2000), ("test", 200)])
+@pytest.mark.parametrize("name, n", SETS.items())
 def test_every_tool_has_its_share_and_no_request_occurs_twice(name, n):
     tools = [call["tool"] for call in calls(name)]
     assert len(tools) == n and len(set(tools)) == 10
@@ -42,15 +46,19 @@ def test_every_tool_has_its_share_and_no_request_occurs_twice(name, n):
     assert len({line["prompt"].lower() for line in lines(name)}) == n
 
 
-def test_no_value_of_the_test_set_occurs_in_the_training_set():
-    seen = {(slot, value) for call in calls("train") for slot, value in call.items()
-            if slot != "tool"}
-    tested = {(slot, value) for call in calls("test") for slot, value in call.items()
-              if slot != "tool"}
-    assert not seen & tested
+PAIRS = list(itertools.combinations(SETS, 2))
 
 
-def test_no_phrasing_of_the_test_set_occurs_in_the_training_set():
+@pytest.mark.parametrize("name, other", PAIRS)
+def test_no_two_sets_share_a_value(name, other):
+    def values(name):
+        return {(slot, value.lower()) for call in calls(name) for slot, value in call.items()
+                if slot != "tool"}
+    assert not values(name) & values(other)
+
+
+@pytest.mark.parametrize("name, other", PAIRS)
+def test_no_two_sets_share_a_phrasing(name, other):
     def skeletons(name):
         found = set()
         for line, call in zip(lines(name), calls(name)):
@@ -61,11 +69,11 @@ def test_no_phrasing_of_the_test_set_occurs_in_the_training_set():
                 text = text.removeprefix(opening).removeprefix(opening.capitalize())
             found.add(text.lower())
         return found
-    assert not skeletons("train") & skeletons("test")
+    assert not skeletons(name) & skeletons(other)
 
 
 def test_every_value_of_an_answer_can_be_copied_from_the_request():
-    for name in ("train", "test"):
+    for name in SETS:
         for line, call in zip(lines(name), calls(name)):
             text = line["prompt"].lower()
             assert all(value.lower() in text for slot, value in call.items() if slot != "tool")
