@@ -44,6 +44,7 @@ from minipeft.recipes import RECIPES
 from minipeft.train import accumulate, answered_right
 
 DATA = Path(__file__).parent.parent / "data" / "tool_calls"
+BAR = partial(tqdm, file=sys.stderr, unit="length")
 SCORE, RESULTS = "score.json", "comparison.json"
 # Peak learning rates of the sweep, quick methods first; each default is among them. Where the best
 # of three was the largest or the smallest, one more was tried beyond it.
@@ -72,7 +73,7 @@ def greedy(model, ids: torch.Tensor, caches: list[KVCache], end: int) -> torch.T
 
 @torch.no_grad()
 def answers(model, tokenizer, asked: list[list[dict]],
-            progress: Callable = partial(tqdm, file=sys.stderr, unit="length")) -> list[str]:
+            progress: Callable = BAR) -> list[str]:
     """Greedy answers. What all requests begin with (tools, examples) is computed once; requests of
     equal length then go together: without padding no mask is needed."""
     if not asked:

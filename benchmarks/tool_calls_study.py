@@ -1,21 +1,43 @@
-"""Every method on SmolLM2 and tool calls, judged fairly: a study of hours that goes on where it
-stopped.
+"""SmolLM2 on tool calls, by every method under one protocol: a study that goes on where it stopped.
+
+    python benchmarks/tool_calls_study.py                run what is missing, print what came out
+    python benchmarks/tool_calls_study.py report         print it, run nothing
+    python benchmarks/tool_calls_study.py --quick        see in minutes that it works
+
+A line a run in OUT/runs.jsonl, appended as it comes (minipeft/lab/tool_calls.py says what is in
+it); after every phase, OUT/differences.json and the pictures. In order, with core-minutes measured
+on one thread with AVX512-BF16 and AMX:
+
+MINUTES
 """
+import argparse
 import itertools
 import json
 import math
 import re
 import statistics
+import sys
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tool_calls import DATA, answers, docstrings, greedily_right
+from tool_calls import DATA, answers, costs, docstrings, greedily_right
 from torch import Tensor, nn
+from tqdm import tqdm
 
+from minipeft.figures import save_figure
+from minipeft.files import write_json
 from minipeft.lab.compare import machine
-from minipeft.lab.tool_calls import KINDS, Job
+from minipeft.lab.rates import record
+from minipeft.lab.study import Progress, Runs, in_processes
+from minipeft.lab.tool_calls import (KINDS, LINES, RESULT, SWEEP_SEEDS, VERSION, Job,
+                                     arc_table, chosen, differences, differences_table, other_table,
+                                     rates, read, report_table, sweep_table)
+from minipeft.lab.tool_calls_plot import PICTURES
 from minipeft.llm.chat import END, Example, batch_plan, collate, encode_example, read_jsonl
 from minipeft.llm.finetune import validate
 from minipeft.llm.shared_prefix import shared_logits
@@ -27,32 +49,127 @@ from minipeft.train import TrainConfig, adamw, train_step
 
 BATCH = 8                        # examples a step
 WATCHED = (10, 20, 40, 60, 90, 120, 150, 180, 240, 300)      # and after the last step
+COSTS, DIFFERENCES = "step_costs.json", "differences.json"
+ORDINARY = 105                   # conversations: 5 % of what is trained on, with 2,000 examples
+
+
+# The study
+
+
+@dataclass(frozen=True)
+class Plan:
+    families: tuple[tuple[str, ...], ...] = (("lora", "qlora", "houlsby"), ("full",),
+                                             ("prompt", "prefix"))      # swept at the same rates
+    steps: int = 180
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sizes: tuple[int, ...] = (16, 64, 256, 1000)
+    sized: tuple[str, ...] = ("full", "lora", "prompt")
+    requests: int | None = None          # of the validation and of the test; None: all
+
+    def job(self, method: str, lr: float, seed: int, steps: int | None = None, **other) -> Job:
+        dtype = "float32" if method == "full" else "bfloat16"      # AdamW's steps need float32
+        return Job(method, lr, seed, self.steps if steps is None else steps, dtype,
+                   requests=self.requests, **other)
+
+    @property
+    def methods(self) -> list[str]:
+        return [method for family in self.families for method in family]
+
+
+QUICK = Plan((("lora",),), steps=4, seeds=(0, 1), sizes=(16,), sized=("lora",), requests=10)
+
+
+def phases(plan: Plan, found: Callable[[], list[dict]]) -> Iterator[tuple[str, list[Job]]]:
+    """What is run, one after the other, each with its jobs, which depend on what was found before;
+    a sweep comes again with more jobs while the best rate stands at an end."""
+    def at_chosen(methods, seeds=plan.seeds[:1], **other) -> list[Job]:
+        return [plan.job(method, chosen(found(), method), seed, **other)
+                for seed in seeds for method in methods]
+
+    yield "before training", [plan.job(method, 0.0, 0, steps=0)
+                              for method in ("lora", "qlora", "full") if method in plan.methods]
+    for family in plan.families:
+        names = ", ".join(RECIPES[method].label for method in family)
+        tried = None
+        while tried != rates(found(), family):
+            tried = rates(found(), family)
+            yield f"rates of {names}", [plan.job(method, lr, seed, split="sweep") for lr in tried
+                                        for method in family for seed in SWEEP_SEEDS]
+        yield f"seed 0 of {names}", at_chosen(family)
+    yield "other seeds", at_chosen(plan.methods, plan.seeds[1:])
+    yield "twice the steps", at_chosen(plan.methods, steps=2 * plan.steps)
+    yield "fewer examples", [job for n in plan.sizes for job in at_chosen(plan.sized, examples=n)]
+    yield "with ordinary conversations", at_chosen(plan.methods, ordinary=ORDINARY)
+
+
+def study(out: Path, plan: Plan, workers: int, progress: Progress) -> None:
+    """Every run that is missing in `out`; after each phase, what it found."""
+    with Runs(run, out / LINES, VERSION, workers, RESULT) as runs:
+        def found() -> list[dict]:
+            return [record(line) for line in runs.lines()]
+
+        for name, jobs in phases(plan, found):
+            runs.chains(runs, jobs, progress, name)
+            print(f"\n# {name}\n\n{texts(found())}", flush=True)
+            write_outcome(found(), out)
+
+
+def write_costs(out: Path) -> None:
+    """Measured alone, when no run is in progress; not again."""
+    if not (out / COSTS).exists():
+        (measured,) = in_processes(all_costs, [("float32", "bfloat16")], 1, None)
+        write_json(out / COSTS, measured)
+
+
+def all_costs(dtypes: tuple[str, ...]) -> dict:
+    """Seconds of a step and bytes of every method, by dtype (full fine-tuning has one)."""
+    return {"machine": machine(), **{dtype: costs(dtype) for dtype in dtypes}}
+
+
+def write_outcome(found: list[dict], out: Path) -> None:
+    write_json(out / DIFFERENCES, differences(found))
+    for name, draw in PICTURES.items():
+        save_figure(partial(draw, found), out / f"{name}.png")
+
+
+def texts(found: list[dict]) -> str:
+    methods = [method for method in RECIPES if chosen(found, method)]
+    return "\n\n".join([
+        "Rates, on the validation set (docstrings: nats per token over the model before)",
+        sweep_table(found),
+        f"The test (errors: what is wrong first, of {', '.join(KINDS)}, all seeds together)",
+        report_table(found), "Paired differences", differences_table(found),
+        "Under other conditions", other_table(found),
+        "What is right first, in % of the validation requests",
+        *(arc_table(found, method) for method in methods)])
 
 
 # A run
 
 
 def run(job: Job) -> dict:
-    """What came out; where the loss or a weight stopped being finite, loss is None."""
+    """What came out; where the loss or a weight stopped being finite, loss is None, and nothing is
+    answered right."""
     model, tokenizer = load()
     torch.manual_seed(job.seed)
     model = adapt(model, job.method, RECIPES[job.method].llm_size, getattr(torch, job.dtype))
     trained = [p for p in model.parameters() if p.requires_grad]
-    found = dict.fromkeys(("loss", "validation", "docstrings", "test", "test_loss", "errors",
-                           "answers"))
-    found |= dict(trainable=count_parameters(model)[0], machine=machine(), seconds_per_step=None,
-                  bytes=dict(weights=weight_bytes(model), training=3 * nbytes(trained)))
     watch = Watch(tokenizer, requests("validation", job))
+    found = dict(trainable=count_parameters(model)[0], machine=machine(), seconds_per_step=None,
+                 bytes=dict(weights=weight_bytes(model), training=3 * nbytes(trained)),
+                 curve=watch.curve, loss=None, validation=None, docstrings=None, test=None,
+                 test_loss=None, errors=None, answers=None)
+    if job.split == "report":
+        found |= dict(test=[0] * len(requests("test", job)), errors=[])
     try:
         found |= train(model, job, training_set(job, tokenizer), watch)
-        docs = validate(model, docstrings(tokenizer), 1)["loss"]
     except FloatingPointError:
-        return found | dict(curve=watch.curve)
-    last = watch.curve[-1]
-    if not (math.isfinite(last["loss"]) and math.isfinite(docs)):
-        return found | dict(curve=watch.curve[:-1])
-    found |= dict(curve=watch.curve, loss=last["loss"], validation=watch.right, docstrings=docs)
-    return found | (tested(model.eval(), tokenizer, job) if job.split == "report" else {})
+        return found
+    lost = validate(model, docstrings(tokenizer), 1)["loss"]
+    if not math.isfinite(lost):
+        return found
+    found |= dict(loss=watch.curve[-1]["loss"], validation=watch.right, docstrings=lost)
+    return found | (tested(model, tokenizer, job) if job.split == "report" else {})
 
 
 def requests(name: str, job: Job) -> list[list[dict]]:
@@ -74,20 +191,26 @@ def training_set(job: Job, tokenizer) -> list[Example]:
 
 
 def train(model: nn.Module, job: Job, training: list[Example], watch: "Watch") -> dict:
-    """AdamW, as `minipeft finetune` does it; the watch looks at the model on the way."""
-    config = TrainConfig(job.lr) if job.steps else None
-    optimizer = adamw([p for p in model.parameters() if p.requires_grad], config) if config else None
+    """AdamW, as `minipeft finetune` does it; the watch looks at the model on the way.
+
+    FloatingPointError if the loss stops being finite.
+    """
+    if not job.steps:
+        watch(model, 0)
+        return {}
+    config = TrainConfig(job.lr)
+    optimizer = adamw([p for p in model.parameters() if p.requires_grad], config)
     plan, seconds = batch_plan([len(ids) for ids, _ in training], BATCH, job.seed), []
-    for step, chosen in enumerate(itertools.islice(plan, job.steps)):
+    for step, drawn in enumerate(itertools.islice(plan, job.steps)):
         model.train()
         start = time.perf_counter()
-        train_step(model, [collate([training[i] for i in chosen])], optimizer, config, step,
+        train_step(model, [collate([training[i] for i in drawn])], optimizer, config, step,
                    job.steps, shared_logits)
         seconds.append(time.perf_counter() - start)
         if step + 1 in WATCHED and step + 1 < job.steps:
             watch(model.eval(), step + 1)
     watch(model.eval(), job.steps)
-    return dict(seconds_per_step=statistics.median(seconds) if seconds else None)
+    return dict(seconds_per_step=statistics.median(seconds))
 
 
 class Watch:
@@ -107,6 +230,8 @@ class Watch:
             total += F.cross_entropy(logits.float(), targets, reduction="sum").item()
             count += len(targets)
             rows += by_kind(logits.argmax(-1) == targets, self.kinds[start:start + BATCH])
+        if not math.isfinite(total):
+            raise FloatingPointError(f"the validation loss after step {step} is {total}")
         self.right = [int(all(row.values())) for row in rows]
         self.curve.append({"step": step, "loss": total / count,
                            "exact_match": statistics.mean(self.right),
@@ -145,15 +270,15 @@ def tested(model: nn.Module, tokenizer, job: Job) -> dict:
     errors = [{"request": i, "kind": error_kind(m[1]["content"], text), "got": text}
               for i, (m, text) in enumerate(zip(asked, got)) if text != m[1]["content"]]
     wrong = {error["request"] for error in errors}
-    questions = [m[:1] for m in read_jsonl(DATA / "questions.jsonl")] if (DATA / "questions.jsonl").exists() else []
+    questions = [m[:1] for m in read_jsonl(DATA / "questions.jsonl")]
     return dict(test=[int(i not in wrong) for i in range(len(asked))], errors=errors,
                 test_loss=validate(model, examples, BATCH)["loss"],
                 answers=answers(model, tokenizer, questions, iter))
 
 
 def error_kind(wanted: str, got: str) -> str:
-    """What is wrong first: form, no JSON object or other keys; stop, more text after the call; name,
-    another tool; values."""
+    """What is wrong first: form, no JSON object or other keys; stop, more text after the call;
+    name, another tool; values."""
     try:
         call, end = json.JSONDecoder().raw_decode(got)
     except ValueError:
@@ -166,3 +291,34 @@ def error_kind(wanted: str, got: str) -> str:
     if call["tool"] != right["tool"]:
         return "name"
     return "form" if list(call) != list(right) or call == right else "values"
+
+
+# The command
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "report"], nargs="?", default="run")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/tool_calls"))
+    parser.add_argument("--workers", type=int, default=2, help="processes of one thread each")
+    parser.add_argument("--quick", action="store_true",
+                        help="one method, 4 steps, 10 requests, in OUT/quick")
+    args = parser.parse_args()
+    out = args.out / "quick" if args.quick else args.out
+    try:
+        if args.what == "report":
+            print(texts(read(out)))
+        else:
+            study(out, QUICK if args.quick else Plan(), args.workers,
+                  partial(tqdm, file=sys.stderr, dynamic_ncols=True))
+            if not args.quick:
+                write_costs(out)
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit(f"stopped; the finished runs are in {out / LINES}, and the same command goes on")
+
+
+if __name__ == "__main__":
+    main()
