@@ -25,7 +25,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tool_calls import DATA, answers, costs, docstrings, greedily_right
+from tool_calls import DATA, answers, costs, docstrings
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -48,7 +48,7 @@ from minipeft.recipes import RECIPES, adapt
 from minipeft.train import TrainConfig, adamw, train_step
 
 BATCH = 8                        # examples a step
-WATCHED = (10, 20, 40, 60, 90, 120, 150, 180, 240, 300)      # and after the last step
+WATCHED = (10, 20, 40, 80, 120, 240)      # steps, and the last: a look is 100 requests
 COSTS, DIFFERENCES = "step_costs.json", "differences.json"
 ORDINARY = 105                   # conversations: 5 % of what is trained on, with 2,000 examples
 
@@ -261,19 +261,22 @@ def token_kinds(answer: str, tokenizer) -> list[str]:
 
 
 def tested(model: nn.Module, tokenizer, job: Job) -> dict:
-    """The test requests, one by one, the errors, and what the ordinary questions get."""
-    asked = requests("test", job)
-    examples = encoded(asked, tokenizer)
-    right = greedily_right(model, examples)
-    said = iter(answers(model, tokenizer, [m[:1] for m, r in zip(asked, right) if not r], iter))
-    got = [m[1]["content"] if sure else next(said) for m, sure in zip(asked, right)]
+    """The test requests, one by one, the errors, and what the ordinary questions get.
+
+    Answers are decoded where the tokens differ, which may still be the same text.
+    """
+    asked, questions = requests("test", job), read_jsonl(DATA / "questions.jsonl")
+    watch = Watch(tokenizer, asked)
+    watch(model, job.steps)
+    said = iter(answers(model, tokenizer, [m[:1] for m, r in zip(asked, watch.right) if not r],
+                        iter))
+    got = [m[1]["content"] if sure else next(said) for m, sure in zip(asked, watch.right)]
     errors = [{"request": i, "kind": error_kind(m[1]["content"], text), "got": text}
               for i, (m, text) in enumerate(zip(asked, got)) if text != m[1]["content"]]
     wrong = {error["request"] for error in errors}
-    questions = [m[:1] for m in read_jsonl(DATA / "questions.jsonl")]
     return dict(test=[int(i not in wrong) for i in range(len(asked))], errors=errors,
-                test_loss=validate(model, examples, BATCH)["loss"],
-                answers=answers(model, tokenizer, questions, iter))
+                test_loss=watch.curve[-1]["loss"],
+                answers=answers(model, tokenizer, [m[:1] for m in questions], iter))
 
 
 def error_kind(wanted: str, got: str) -> str:
