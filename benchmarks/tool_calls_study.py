@@ -313,6 +313,13 @@ def error_kind(wanted: str, got: str) -> str:
 # The command
 
 
+def print_report(out: Path) -> None:
+    found = read(out)
+    if not found:
+        raise FileNotFoundError(f"no finished run in {out / LINES}; make some without 'report'")
+    print(texts(found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -322,10 +329,14 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true",
                         help="one method, 4 steps, 10 requests, in OUT/quick")
     args = parser.parse_args()
+    if args.workers < 1:
+        parser.error(f"--workers must be at least 1, got {args.workers}")
+    if args.out.exists() and not args.out.is_dir():
+        parser.error(f"--out must be a folder, but {args.out} is a file")
     out = args.out / "quick" if args.quick else args.out
     try:
         if args.what == "report":
-            print(texts(read(out)))
+            print_report(out)
         else:
             study(out, QUICK if args.quick else Plan(), args.workers,
                   partial(tqdm, file=sys.stderr, dynamic_ncols=True))

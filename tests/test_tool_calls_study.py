@@ -25,7 +25,6 @@ pytest.importorskip("tokenizers", reason="tokenizers is the optional extra minip
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks"))
-import tool_calls
 import tool_calls_study as study
 
 DATA = ROOT / "data" / "tool_calls"
@@ -306,9 +305,15 @@ def test_the_study_does_what_is_missing_and_ends_with_every_phase(tmp_path, monk
     assert drawn == plot.PICTURES.keys()
 
 
-def test_a_damaged_line_is_named_in_one_line(tmp_path, monkeypatch):
+def test_what_cannot_be_reported_is_said_in_one_line(tmp_path, monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["study", *map(str, arguments)])
+        with pytest.raises(SystemExit) as stopped:
+            study.main()
+        return stopped.value.code
+    assert call("report", "--out", tmp_path).startswith(f"no finished run in {tmp_path}")
     (tmp_path / lines.LINES).write_text('{"version": 1}\n')
-    monkeypatch.setattr(sys, "argv", ["study", "report", "--out", str(tmp_path)])
-    with pytest.raises(SystemExit, match="runs.jsonl, line 1 is no run of a study"):
-        study.main()
-    assert tool_calls.DATA == DATA
+    assert "runs.jsonl, line 1 is no run of a study" in call("report", "--out", tmp_path)
+    assert call("--out", tmp_path / lines.LINES) == 2
+    assert "must be a folder" in capsys.readouterr().err
+    assert call("--workers", 0) == 2
