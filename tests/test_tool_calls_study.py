@@ -231,6 +231,8 @@ def test_the_tables_say_what_the_lines_hold():
     rows = [row.split() for row in lines.sweep_table(runs).splitlines()[2:]]
     assert [(row[1], row[-1]) for row in rows] == [("0.001", "0"), ("0.003", "chosen"),
                                                   ("0.01", "2")]
+    end = sweep("full", {1e-5: 0.1, 2e-5: 0.2, 5e-5: 0.3, 1e-4: 0.4, 2e-4: 0.5})
+    assert "chosen, at the grid's end" in lines.sweep_table(end).splitlines()[2]
     lora = lines.report_table(runs).splitlines()[2].split()
     assert lora == ["LoRA", "7", "bfloat16", "0.003", "180", "2", "62.5±17.7", "0.1000±0.0000", "0",
                     "0", "0", "3", "0.50±0.00"]

@@ -189,8 +189,10 @@ def exact(runs: list[dict]) -> str:
 def sweep_table(found: list[dict]) -> str:
     """A row a method and rate: validation loss and exact match, means of the sweep's seeds."""
     rows = []
-    for method in GRIDS:
-        for lr in GRIDS[method]:
+    for method, grid in GRIDS.items():
+        marks = {chosen(found, method): "chosen"}
+        marks |= {lr: "chosen, at the grid's end" for lr in (grid[0], grid[-1]) if lr in marks}
+        for lr in grid:
             runs = [r for r in found
                     if (r["split"], r["method"], r["lr"]) == ("sweep", method, lr)]
             whole = [r for r in runs if r["loss"] is not None]
@@ -200,7 +202,7 @@ def sweep_table(found: list[dict]) -> str:
                              spread([r["loss"] for r in whole], 4),
                              spread([100 * statistics.mean(r["validation"]) for r in whole], 1),
                              spread(forgot, 2), str(len(runs) - len(whole)),
-                             "chosen" if chosen(found, method) == lr else ""])
+                             marks.get(lr, "")])
     return layout(["", "rate", "n", "validation loss", "exact %", "docstrings", "diverged", ""],
                   rows)
 
