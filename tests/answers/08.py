@@ -47,6 +47,7 @@ ANSWERS = [
     (4, "largest difference", "    def same(tensors):\n        return (with_prefix(tensors)(ids) - recorded).abs().max() < 0.01\n" + UNDO, "passes"),
     (4, "nearest of all", "    tried = {\"nothing\": served} | {name: f(served) for name, f in REPAIRS.items()}\n    return min(tried, key=lambda name: round((with_prefix(tried[name])(ids) - recorded).norm().item(), 2))", "passes"),
     (4, "nearest of the four, never nothing", "    return min(REPAIRS, key=lambda name: (with_prefix(REPAIRS[name](served))(ids) - recorded).norm().item())", "refused: wanted 'nothing'"),
+    (4, "allclose as it comes", "    def same(tensors):\n        return torch.allclose(with_prefix(tensors)(ids), recorded, rtol=0)\n" + UNDO, "refused: too strict"),
     (4, "bitwise", "    def same(tensors):\n        return torch.equal(with_prefix(tensors)(ids), recorded)\n" + UNDO, "refused: too strict"),
     (4, "likeliest words", "    def same(tensors):\n        return torch.equal(with_prefix(tensors)(ids).argmax(-1)[:, -2:], recorded.argmax(-1)[:, -2:])\n" + UNDO, "refused: wanted"),
     (4, "never nothing", "    for name in REPAIRS:\n        if torch.allclose(with_prefix(REPAIRS[name](served))(ids), recorded, atol=1e-3):\n            return name", "refused: wanted 'nothing'"),
