@@ -110,8 +110,9 @@ CLAIMS = (
           observed.good_and_medium),
     Claim(24, "PEFT mitigates catastrophic forgetting because most weights are frozen", OVERVIEW,
           IMPRECISE, "the base can be had back, bit for bit; the adapted model forgets more at "
-          "larger rates, and here full fine-tuning forgets least at equal loss. At 7B LoRA was "
-          "found to forget less, and to learn less", "measured here; Biderman et al. 2024",
+          "larger rates, and here full fine-tuning forgets least at equal loss and equal steps. At "
+          "7B LoRA was found to forget less, and to learn less",
+          "measured here; Biderman et al. 2024",
           f"{COMPARISON}: Forgetting",
           observed.forgetting_mitigated),
     Claim(25, "A is d x r, B is r x d, and W_new = W_frozen + B A", OVERVIEW, FALSE,
