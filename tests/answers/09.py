@@ -18,6 +18,8 @@ ANSWERS = [
     (1, "no transposes", "    return h + gelu(h @ down + b_down) @ up + b_up", "refused: a transpose is missing"),
     (1, "nothing returned", "    h + gelu(h @ down.T + b_down) @ up.T + b_up", "refused: return y"),
     (1, "first token only", "    h = h[:, 0]\n    return h + gelu(h @ down.T + b_down) @ up.T + b_up", "refused: the shapes are"),
+    (1, "h changed in place", "    h += gelu(h @ down.T + b_down) @ up.T + b_up\n    return h", "refused: h has changed"),
+    (1, "for three dimensions alone", "    z = gelu(torch.einsum('btc,mc->btm', h, down) + b_down)\n    return h + torch.einsum('btm,cm->btc', z, up) + b_up", "refused: without the first dimension"),
     # exercise 2
     (2, "right, normal equations", "    X = torch.cat([torch.ones(len(h), 1, dtype=h.dtype), h], dim=1)\n    S = torch.linalg.solve(X.T @ X, X.T @ y)\n    return S[1:].T, S[0]", "passes"),
     (2, "right, with centred data", "    dh, dy = h - h.mean(0), y - y.mean(0)\n    W = torch.linalg.lstsq(dh, dy).solution.T\n    return W, y.mean(0) - W @ h.mean(0)", "passes"),
@@ -31,6 +33,7 @@ ANSWERS = [
     (2, "S with the row of ones as W", "    S = torch.linalg.lstsq(torch.cat([h, torch.ones(len(h), 1)], dim=1), y).solution\n    return S.T, S[-1]", "refused: W is (C, C)"),
     (2, "b is the mean of y", "    S = torch.linalg.lstsq(torch.cat([h, torch.ones(len(h), 1)], dim=1), y).solution\n    return S[:-1].T, y.mean(0)", "refused: b is wrong"),
     (2, "the first C + 1 tokens only", "    X = torch.cat([h, torch.ones(len(h), 1, dtype=h.dtype)], dim=1)[:h.shape[1] + 1]\n    S = torch.linalg.solve(X, y[:len(X)])\n    return S[:-1].T, S[-1]", "refused: fit all the rows"),
+    (2, "b first", "    S = torch.linalg.lstsq(torch.cat([h, torch.ones(len(h), 1)], dim=1), y).solution\n    return S[-1], S[:-1].T", "refused: W is (C, C)"),
     # exercise 3
     (3, "right, adapter first in all three", "    gate = torch.vstack([beside.gate.weight, mlp.gate_proj.weight])\n    up = torch.vstack([beside.up.weight, mlp.up_proj.weight])\n    return gate, up, torch.hstack([beside.down.weight, mlp.down_proj.weight])", "passes"),
     (3, "right, filled in", "    (F_, C), m = mlp.gate_proj.weight.shape, len(beside.gate.weight)\n    gate, up, down = torch.zeros(F_ + m, C), torch.zeros(F_ + m, C), torch.zeros(C, F_ + m)\n    for big, old, new in ((gate, mlp.gate_proj, beside.gate), (up, mlp.up_proj, beside.up), (down.T, mlp.down_proj, beside.down)):\n        a, b = old.weight.detach(), new.weight.detach()\n        a, b = (a, b) if old is not mlp.down_proj else (a.T, b.T)\n        big[:F_], big[F_:] = a, b\n    return gate, up, down", "passes"),
@@ -44,6 +47,8 @@ ANSWERS = [
     (3, "order of the results", "    gate = torch.cat([mlp.gate_proj.weight, beside.gate.weight])\n    up = torch.cat([mlp.up_proj.weight, beside.up.weight])\n    return up, gate, torch.cat([mlp.down_proj.weight, beside.down.weight], dim=1)", "refused: gate first, then up"),
     (3, "the base changed in place", "    mlp.gate_proj.weight.data = torch.cat([mlp.gate_proj.weight, beside.gate.weight])\n    mlp.up_proj.weight.data = torch.cat([mlp.up_proj.weight, beside.up.weight])\n    mlp.down_proj.weight.data = torch.cat([mlp.down_proj.weight, beside.down.weight], dim=1)\n    return mlp.gate_proj.weight, mlp.up_proj.weight, mlp.down_proj.weight", "refused: beside has changed"),
     (3, "a module returned", "    return mlp", "refused: return gate, up, down"),
+    (3, "linears in place of weights", "    return mlp.gate_proj, mlp.up_proj, mlp.down_proj", "refused: not the linears"),
+    (3, "the sum of the two, not their union", "    return (mlp.gate_proj.weight[:16] + beside.gate.weight, mlp.up_proj.weight[:16] + beside.up.weight,\n            mlp.down_proj.weight[:, :16] + beside.down.weight)", "refused: gate is (16, 128)"),
     # exercise 4
     (4, "right, multiplied out", "    A = torch.einsum('mo,oi->mi', D, W)\n    return A, U.clone()", "passes"),
     (4, "right, other factors of the same product", "    return 2 * D @ W, U / 2", "passes"),
@@ -51,8 +56,8 @@ ANSWERS = [
     (4, "swapped", "    return U, D @ W", "refused: swap them"),
     (4, "transposed", "    return (D @ W).T, U.T", "refused: A is (m, in)"),
     (4, "W inside B", "    return D @ W, (torch.eye(12) + U @ D) @ W", "refused: A is (m, in)"),
-    (4, "the sign", "    return -(D @ W), U", "refused: is not (I + U D) W x"),
+    (4, "the sign", "    return -(D @ W), U", "refused: is not (I + U D) W"),
     (4, "the product", "    return U @ D @ W", "refused: return two tensors"),
     (4, "all of it, in full rank", "    return torch.eye(20), (torch.eye(12) + U @ D) @ W", "refused: A is (m, in)"),
-    (4, "W added in A", "    return D @ W + W[:3], U", "refused: is not (I + U D) W x"),
+    (4, "W added in A", "    return D @ W + W[:3], U", "refused: is not (I + U D) W"),
 ]
