@@ -101,12 +101,12 @@ CLAIMS = (
     Claim(22, "Adapters add inference latency (extra layers)", "both", CONDITIONS,
           "most at small batches, where layers in series cannot run side by side",
           "Hu et al. 2021, Table 1: +20.7 and +30.3 % at batch 1, +2.2 and +3.0 % at batch 32",
-          f"{ADAPTERS}: Latency (claim 22)", observed.adapter_latency),
+          f"{ADAPTERS}: Latency", observed.adapter_latency),
     Claim(23, "Adapters: performance good, memory savings medium", THEORY, IMPRECISE,
           "the savings are LoRA's at equal numbers of trained parameters; good in the end, far "
           "behind full fine-tuning in 200 steps of eight languages",
           "Houlsby et al. 2019, Table 1: 80.0 against 80.4 on GLUE",
-          f"{ADAPTERS}: Adapter against LoRA at equal numbers (claim 23)",
+          f"{ADAPTERS}: Adapters against LoRA, at equal numbers of trained parameters",
           observed.good_and_medium),
     Claim(24, "PEFT mitigates catastrophic forgetting because most weights are frozen", OVERVIEW,
           IMPRECISE, "the base can be had back, bit for bit; the adapted model forgets more at "
@@ -128,7 +128,7 @@ CLAIMS = (
           "directions that the base has not", "measured here; Shuttleworth et al. 2024",
           f"{LOW_RANK}: The change that full fine-tuning makes", observed.low_intrinsic_rank),
     Claim(28, "Adapters are inserted between the Transformer layers", THEORY, FALSE,
-          "inside each layer, twice: behind attention and behind the MLP",
+          "inside each layer, twice: after attention and after the MLP",
           "Houlsby et al. 2019, section 2.1",
           f"{ADAPTERS}: Where does it sit? Inside each layer, twice",
           computed.between_the_layers),
