@@ -122,8 +122,8 @@ def double_quantization(_) -> list[Value]:
     once, twice = 32 / 64, 8 / 64 + 32 / (64 * 256)
     saved = quantized_bytes("llama-65b", double_quant=False) - quantized_bytes("llama-65b")
     layer = NF4Linear(4096, 4096, bias=False)
-    return [exact("constants, before", once, 0.5, "bits a weight"),
-            exact("constants, after", twice, 0.126953, "bits a weight", 5e-7),
+    return [exact("constants, before", once, 0.5, "bits per weight"),
+            exact("constants, after", twice, 0.126953, "bits per weight", 5e-7),
             exact("weight and constants, counted in a layer",
                   sum(b.nbytes for b in layer.buffers()) / 4096**2, 0.51587, "bytes", 5e-6),
             exact("saved at LLaMA-65B, counted", saved / GB, 3.02, "GB", 0.005)]

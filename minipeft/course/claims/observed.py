@@ -68,7 +68,7 @@ def usual_ranks(m: Measurements) -> list[Value]:
             within(f"eight languages in {graded.FAST} steps, r = 1 against r = 8",
                    100 * (shares_[0] - shares_[1]), -100, -10, "points of the bits"),
             within("what r = 1 forgot beyond r = 8 when it learned one language",
-                   rank_one(m, forgotten) - eight, 0.1, math.inf, "nats a token")]
+                   rank_one(m, forgotten) - eight, 0.1, math.inf, "nats per token")]
 
 
 def one_percent_of_the_cost(m: Measurements) -> list[Value]:
@@ -186,11 +186,11 @@ def forgetting_mitigated(m: Measurements) -> list[Value]:
     return [fact("the adapted model answers differently", changed),
             fact("after unload the base answers as before, bitwise", restored),
             within("Houlsby adapters forgot more than full fine-tuning",
-                   lost["houlsby"] - lost["full"], 0.2, math.inf, "nats a token"),
+                   lost["houlsby"] - lost["full"], 0.2, math.inf, "nats per token"),
             within("LoRA at the largest rate that solves it against the smallest",
-                   by_rate("lora"), 0.2, math.inf, "nats a token more"),
+                   by_rate("lora"), 0.2, math.inf, "nats per token more"),
             within("LoRA against full fine-tuning at the same loss or a lower one",
-                   at_equal_loss("lora"), 0.02, math.inf, "nats a token more")]
+                   at_equal_loss("lora"), 0.02, math.inf, "nats per token more")]
 
 
 def by_rate(arm: str) -> float:

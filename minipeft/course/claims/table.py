@@ -59,7 +59,7 @@ CLAIMS = (
           "48 x 10^9 bytes", "Dettmers et al. 2023, abstract; the bytes are computed here",
           f"{QLORA}: The memory of a 65B", computed.sixty_five_b_on_48_gib),
     Claim(12, "Double quantization saves even more memory", THEORY, TRUE,
-          "0.373 bits a weight: 3 GB of 65B", "Dettmers et al. 2023, section 3",
+          "0.373 bits per weight: 3 GB of 65B", "Dettmers et al. 2023, section 3",
           f"{QLORA}: Half a bit, and how to get most of it back", computed.double_quantization),
     Claim(13, "QLoRA has high inference latency (dequantization)", THEORY, CONDITIONS,
           "where W is rebuilt for few tokens; for many the product outweighs it, and merged "
@@ -95,7 +95,7 @@ CLAIMS = (
           "by P positions, usually few; a soft prompt does the same", "Hu et al. 2021, section 3",
           f"{PREFIX}: Context used up", computed.context_used_up),
     Claim(21, "Adapters update about 3%", THEORY, CONDITIONS,
-          "BERT-large with the best bottleneck a task; the share follows m and the width",
+          "BERT-large with the best bottleneck per task; the share follows m and the width",
           "Houlsby et al. 2019, Table 1: 3.6 % and 2.1 %", f'{ADAPTERS}: "3 %": count',
           computed.three_percent_adapters),
     Claim(22, "Adapters add inference latency (extra layers)", "both", CONDITIONS,
