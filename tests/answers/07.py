@@ -13,6 +13,7 @@ ANSWERS = [
     (1, 'no cap', 'return int(gib * 2**30 // ((1 if shared else sequences) * 2 * 2 * config.num_hidden_layers * config.kv_heads * config.head_dim))', 'refused: half of the window'),
     (1, 'a float', 'return min(gib * 2**30 // ((1 if shared else sequences) * 2 * 2 * config.num_hidden_layers * config.kv_heads * config.head_dim), config.max_position_embeddings // 2)', 'refused: an int is wanted'),
     (1, 'rounded up', 'return min(math.ceil(gib * 2**30 / ((1 if shared else sequences) * 2 * 2 * config.num_hidden_layers * config.kv_heads * config.head_dim)), config.max_position_embeddings // 2)', 'refused: round down'),
+    (1, 'rounded to the nearest', 'return min(round(gib * 2**30 / ((1 if shared else sequences) * 2 * 2 * config.num_hidden_layers * config.kv_heads * config.head_dim)), config.max_position_embeddings // 2)', 'refused: round down: 31'),
     (2, 'a mean over the words', 'words = [0.0] * k + [math.log(48 - k) for _ in range(48 - k)]\nreturn (4 * sum(words) / 48 + 2 * 0.0) / 6', 'passes'),
     (2, 'with max', 'u = 48 - k\nreturn u * math.log(max(u, 1)) / 72', 'passes'),
     (2, 'ln 48 throughout', 'return 4 * (48 - k) / 48 * math.log(48) / 6', 'refused: one of 24, not of 48'),
@@ -44,5 +45,6 @@ ANSWERS = [
     (4, 'one step', 'sigma = model.model.embed_tokens.weight.std().item()\nreach = sum(config.lr_at(i, steps) for i in range(steps)) / config.lr\nreturn sigma', 'refused: that is one step'),
     (4, 'half of the steps, whatever the schedule', 'sigma = model.model.embed_tokens.weight.std().item()\nreach = sum(config.lr_at(i, steps) for i in range(steps)) / config.lr\nreturn 2 * sigma / steps', 'refused: another schedule reaches further'),
     (4, 'variance', 'sigma = model.model.embed_tokens.weight.std().item()\nreach = sum(config.lr_at(i, steps) for i in range(steps)) / config.lr\nreturn sigma**2 / reach', 'refused: not the variance'),
+    (4, 'steps counted from 1', 'reach = sum(config.lr_at(i, steps) for i in range(1, steps + 1)) / config.lr\nreturn model.model.embed_tokens.weight.std().item() / reach', 'refused: the first step is step 0'),
     (4, 'a tensor', 'sigma = model.model.embed_tokens.weight.std().item()\nreach = sum(config.lr_at(i, steps) for i in range(steps)) / config.lr\nreturn torch.tensor(sigma / reach)', 'refused: a float is wanted'),
 ]
