@@ -76,7 +76,7 @@ CLAIMS = (
           f"{BOTTLENECK}: What PEFT changes: the counts", computed.the_printed_line),
     Claim(16, "Prompt tuning updates < 0.1%", THEORY, CONDITIONS,
           "of large models; it is P C numbers whatever the depth, 0.214 % of the tiny GPT",
-          "Lester et al. 2021, Figure 4", f"{PROMPT}: Counting (claim 16)",
+          "Lester et al. 2021, Figure 4", f"{PROMPT}: How few numbers is that?",
           computed.prompt_below_a_tenth_percent),
     Claim(17, "Prompt tuning has zero inference latency", THEORY, IMPRECISE,
           "P more positions: computed anew in every call they cost; with their keys and values "
