@@ -28,6 +28,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import matplotlib
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 
@@ -94,10 +95,10 @@ def collect(folder: Path, student: str | None = None) -> list[HandedIn]:
 
 def only(found: list[HandedIn], one: HandedIn) -> HandedIn:
     """With a problem if the student has another of the same notebook."""
-    others = [each.path for each in found if each.path != one.path
-              and (each.student, each.notebook) == (one.student, one.notebook)]
-    problem = (f"two notebooks are {one.notebook}: {one.path} and {others[0]}; keep one of them"
-               if others and one.notebook else one.problem)
+    same = [str(each.path) for each in found
+            if (each.student, each.notebook) == (one.student, one.notebook)]
+    problem = (f"{len(same)} notebooks are {one.notebook}: {' and '.join(same)}; keep one of them"
+               if len(same) > 1 and one.notebook else one.problem)
     return replace(one, problem=problem)
 
 
@@ -278,10 +279,18 @@ class Printed(io.TextIOBase):
         return len(text)
 
 
+class Shell(InteractiveShell):
+    """Jupyter's own lines (%time, !ls) without Jupyter: there is no window to open."""
+
+    def enable_gui(self, gui: str | None = None) -> None:
+        pass
+
+
 def verdict_of(exercise: Exercise, answer: str, own: tuple[str, ...], hidden: str) -> str:
     """PASSES, or the error that the answer or its check ends with."""
     names = {"display": display}
-    shell = InteractiveShell.instance(user_ns=names)
+    shell = Shell.instance(user_ns=names)
+    matplotlib.use("Agg")
     exercise = replace(exercise, before="", solution=shell.transform_cell(answer), after="",
                        check=(*exercise.checks, hidden))
     try:
