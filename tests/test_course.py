@@ -14,9 +14,11 @@ pytest.importorskip("IPython")
 pytest.importorskip("nbgrader", reason="pip install nbgrader")
 from minipeft.__main__ import main
 from minipeft.course import assignment, student
-from minipeft.course.grade import Limits, collect, grade, handed_in
+from minipeft.course.grade import Limits, collect, grade
 
 ROOT = Path(__file__).parent.parent
+README, TEACHING = ((ROOT / "notebooks" / name).read_text(encoding="utf-8")
+                    for name in ("README.md", "TEACHING.md"))
 NAME = "00_small.ipynb"
 CELLS = [
     ("markdown", "# 00 · Small"),
@@ -24,13 +26,15 @@ CELLS = [
     ("code", "from minipeft.course import notebook\nnotebook.start()"),
     ("code", "PRICES = {'tea': 3, 'milk': 1}"),
     ("markdown", "**Exercise 1** ●○○, 5 minutes. Write `double(x)`, twice the number x."),
-    ("code", "def double(x):\n    ### BEGIN SOLUTION\n    return 2 * x\n    ### END SOLUTION"),
+    ("code", "def double(x):\n    ### BEGIN SOLUTION\n"
+             "    return 2 * x\n    ### END SOLUTION"),
     ("code", "assert double(1) != 3, 'two times, not plus two'\n"
              "assert double(2) == 4 and double(3) == 6, 'two times x'\nprint('right')"),
     ("markdown", "**Exercise 2** ●●○, 5 minutes. Write `bill(order)`, the sum of the prices."),
     ("code", "def bill(order):\n    ### BEGIN SOLUTION\n"
              "    return sum(PRICES[item] for item in order)\n    ### END SOLUTION"),
-    ("code", "assert bill(['tea', 'tea', 'milk']) == 7, 'an item counts as often as it is ordered'"),
+    ("code", "assert bill(['tea', 'tea', 'milk']) == 7, "
+             "'an item counts as often as it is ordered'"),
     ("markdown", "**Exercise 3** ●○○, 5 minutes. Set `n` to the number of prices."),
     ("code", "### BEGIN SOLUTION\nn = len(PRICES)\n### END SOLUTION\n\n"
              "assert n != 4, 'prices, not their sum'\nassert n == 2, 'count them'"),
@@ -44,8 +48,9 @@ RIGHT = ["def double(x):\n    return x + x",
 BAD_ENDS = ["import os\ndef double(x):\n    os._exit(0)",
             "def bill(order):\n    while True:\n        pass", "n = 2"]
 BY_LIST = ["def double(x):\n    return {1: 2, 2: 4, 3: 6}[x]", RIGHT[1], "raise SystemExit(0)"]
-DELETES = ["import shutil, pathlib\nshutil.rmtree(pathlib.Path.cwd())\nshutil.rmtree(pathlib.Path.home(), True)\n"
-           + RIGHT[0],
+DELETES = ["import shutil, pathlib\nhere = pathlib.Path.cwd()\n"
+           "assert here.name == 'copy' and here == pathlib.Path.home(), 'not a copy'\n"
+           "shutil.rmtree(here)\n" + RIGHT[0],
            "print('x' * 10**8)\n" + RIGHT[1], None]
 CLASS = {"perfect": RIGHT, "blank": ["", "", ""], "half": [RIGHT[0], "def bill(order):\n"
          "    return sum(PRICES[item] for item in set(order))", ""],
@@ -128,8 +133,8 @@ def test_the_student_version_has_stubs_locked_checks_and_cells_to_write_into(cou
     assert what == "written" and path == tmp_path / "student" / NAME
     assert [cell["id"] for cell in cells[:4]] == ["cell-0", "cell-1", "cell-1-guess", "cell-2"]
     assert cells[2]["cell_type"] == "markdown" and cells[2]["source"] == []
-    source = "".join(cells[6]["source"])
-    assert source == 'def double(x):\n    # write your answer here\n    raise notebook.NotDone("00.1")'
+    assert "".join(cells[6]["source"]) == (
+        'def double(x):\n    # write your answer here\n    raise notebook.NotDone("00.1")')
     assert [(grade_id(cell), cell["metadata"]["nbgrader"].get("points")) for cell in cells
             if grade_id(cell)] == [("exercise-1", None), ("check-1", 1), ("exercise-2", None),
                                    ("check-2", 2), ("exercise-3", None), ("check-3", 1)]
@@ -203,7 +208,8 @@ def points(folder: Path, limits: Limits = LIMITS) -> list[int]:
 
 def test_own_cells_split_answers_and_jupyters_own_lines_count_as_in_jupyter(course, tmp_path):
     ((path, _),) = student.release(tmp_path / "s")
-    worked(path, ["def double(x):\n    return twice(x)", "%matplotlib inline\n" + RIGHT[1], "n = 1"])
+    worked(path, ["def double(x):\n    return twice(x)", "%matplotlib inline\n" + RIGHT[1],
+                  "n = 1"])
     notebook = json.loads(path.read_text())
     cells = notebook["cells"]
     extra = dict(cell_type="code", metadata={}, outputs=[], execution_count=None)
@@ -381,6 +387,17 @@ def test_every_exercise_is_handed_out_without_its_solution_and_with_its_points(p
     assert "../" not in "".join(re.findall(r'Path\(".*', text)), "ask minipeft.files for it"
     guesses = sum(cell["id"].endswith("-guess") for cell in source["cells"])
     assert guesses >= 1 and "SOLUTION" not in text
+
+
+def test_the_syllabus_adds_up_the_minutes_of_its_notebooks():
+    rows = re.findall(r"\]\((\w+\.ipynb)\).*?\| (\d+) min \|", README)
+    minutes = {name: int(number) for name, number in rows}
+    weeks = [line for line in TEACHING.splitlines() if re.match(r"\| \d+ \| \[", line)]
+    assert len(minutes) == len(assignment.course()) and len(weeks) == 12
+    for line in weeks:
+        total = sum(minutes[name] for name in re.findall(r"\((\w+\.ipynb)\)", line))
+        if "up to" not in line:
+            assert f"| {total} |" in line
 
 
 @pytest.mark.long

@@ -1,4 +1,4 @@
-"""A solved notebook as an assignment: its exercises named and worth points, for nbgrader and for us.
+"""A solved notebook as an assignment: its exercises have names and points, nbgrader's and ours.
 
     source = assignment(NOTEBOOKS / "03_lora.ipynb", hidden_tests(HIDDEN))
 

@@ -6,8 +6,8 @@
 Of a student's notebook only the answers are taken (and own cells that they call); all other cells
 are the solved notebook's, so what was deleted, renamed or changed elsewhere counts for nothing.
 nbgrader releases the notebooks, but does not grade them here: its autograder runs a notebook in one
-kernel, where one loop or exit hides the exercises below it, keeps its scores in a database, and
-limits neither memory nor what is printed. It can grade the same files, see notebooks/TEACHING.md.
+kernel, where one crash or exit hides the exercises below it, keeps its scores in a database, and
+does not limit memory. It can grade the same files, see notebooks/TEACHING.md.
 
 The limits are those of mistakes, not of attacks. An answer runs with the rights of whoever grades:
 it can read and delete that person's files by their full path, use the network, and, since it shares
@@ -89,7 +89,8 @@ def collect(folder: Path, student: str | None = None) -> list[HandedIn]:
     found = [handed_in(path, parts[0].removesuffix(".ipynb") if student is None else student)
              for path, parts in paths.items() if not any(part.startswith(".") for part in parts)]
     if not found:
-        raise FileNotFoundError(f"no notebook (.ipynb) in {folder} or below it; name another folder")
+        raise FileNotFoundError(f"no notebook (.ipynb) in {folder} or below it; name another "
+                                f"folder")
     return [only(found, each) for each in found]
 
 

@@ -52,7 +52,7 @@ def release(out: Path) -> list[tuple[Path, str]]:
         beside = out.with_name(f"{out.name}-{hashlib.sha256(versions.encode()).hexdigest()[:8]}")
         new = {name: merged(notebook, there[name]) if name in there else notebook
                for name, notebook in new.items()}
-        return written(beside, new, {name: "merged" for name in there})
+        return written(beside, new, dict.fromkeys(there, "merged"))
     return written(out, new, {})
 
 
