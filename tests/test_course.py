@@ -279,13 +279,16 @@ def test_a_renamed_notebook_is_known_and_two_of_one_name_are_not_graded(course, 
     worked(path, RIGHT)
     renamed = path.rename(path.with_name("my copy (1).ipynb"))
     (tmp_path / "class" / "notes.ipynb").write_text('{"cells": [], "metadata": {}}')
-    ann, notes = collect(tmp_path / "class")
+    (tmp_path / "class" / "bob").mkdir()
+    ann, notes, bob = collect(tmp_path / "class")
+    assert bob.student == "bob" and bob.warning.endswith("bob holds no notebook")
     assert (ann.student, ann.notebook, ann.warning, ann.problem) == ("ann", "00_small", "", "")
     assert notes.warning.endswith("notes.ipynb is no notebook of the course: not graded")
     shutil.copy(renamed, path)
-    why = {row.why for row in grade(collect(tmp_path / "class"), {}, LIMITS)
-           if row.student == "ann"}
-    assert why == {f"2 notebooks are 00_small: {path} and {renamed}; keep one of them"}
+    rows = grade(collect(tmp_path / "class"), {}, LIMITS)
+    assert {row.why for row in rows if row.student == "bob"} == {"00_small was not handed in"}
+    assert {row.why for row in rows if row.student == "ann"} == {
+        f"2 notebooks are 00_small: {path} and {renamed}; keep one of them"}
 
 
 def test_hidden_tests_name_exercises(course, tmp_path):

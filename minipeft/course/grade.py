@@ -88,7 +88,11 @@ def collect(folder: Path, student: str | None = None) -> list[HandedIn]:
     paths = {path: path.relative_to(folder).parts for path in sorted(folder.rglob("*.ipynb"))}
     found = [handed_in(path, parts[0].removesuffix(".ipynb") if student is None else student)
              for path, parts in paths.items() if not any(part.startswith(".") for part in parts)]
-    if not found:
+    if student is None:
+        found += [HandedIn(each.name, "", each, f"{each} holds no notebook")
+                  for each in sorted(folder.iterdir())
+                  if each.is_dir() and not any(each in one.path.parents for one in found)]
+    if not any(one.path.is_file() for one in found):
         raise FileNotFoundError(f"no notebook (.ipynb) in {folder} or below it; name another "
                                 f"folder")
     return [only(found, each) for each in found]
@@ -292,13 +296,13 @@ def verdict_of(exercise: Exercise, answer: str, own: tuple[str, ...], hidden: st
     names = {"display": display}
     shell = Shell.instance(user_ns=names)
     matplotlib.use("Agg")
-    exercise = replace(exercise, before="", solution=shell.transform_cell(answer), after="",
-                       check=(*exercise.checks, hidden))
     try:
-        own = parsed(map(shell.transform_cell, own))
-        names_given = set().union(*map(defined, exercise.earlier))
-        theirs = [cell for cell in own if not defined(cell) & names_given]
-        called = needed(theirs, exercise.solution)
+        answer = shell.transform_cell(answer)
+        exercise = replace(exercise, before="", solution=answer, after="",
+                           check=(*exercise.checks, hidden))
+        ours = set().union(*map(defined, exercise.earlier))
+        own = [cell for cell in parsed(map(shell.transform_cell, own)) if not defined(cell) & ours]
+        called = needed(own, answer)
         for cell in exercise.needs:
             exec(cell, names)                          # the course's own code
     except SyntaxError as error:
