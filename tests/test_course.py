@@ -272,6 +272,10 @@ def test_a_damaged_notebook_costs_its_points_and_says_why(course, tmp_path, cont
     rows = grade(collect(tmp_path / "class"), {}, LIMITS)
     assert [row.points for row in rows] == [0, 0, 0] and said in rows[0].why
     assert "\n" not in rows[0].why
+    if said != "the cell exercise-1 is not there":
+        with pytest.raises(ValueError, match="move it away, or name another folder with --out"):
+            student.release(tmp_path / "class" / "ann")
+    assert (tmp_path / "class" / "ann" / NAME).read_bytes() == content
 
 
 def test_a_renamed_notebook_is_known_and_two_of_one_name_are_not_graded(course, tmp_path):

@@ -13,7 +13,7 @@ import hashlib
 import re
 from pathlib import Path
 
-from ..files import NOTEBOOKS, read_json
+from ..files import NOTEBOOKS, check_keys, read_json
 from .exercises import Exercise, exercises_in
 
 HIDDEN = NOTEBOOKS / "hidden_tests.py"
@@ -40,6 +40,20 @@ def solved(path: Path) -> dict:
         if cell["cell_type"] == "code" and OUTSIDE.search(cell["source"]):
             cell["source"] = "from minipeft.files import DATA, RESULTS\n" + OUTSIDE.sub(
                 lambda found: f'({FOLDERS[found[1]]} / "{found[2]}")', cell["source"])
+    return notebook
+
+
+def handed_out(path: Path, do: str) -> dict:
+    """The JSON of a notebook that students have had; ValueError, which says what to `do`, if it is
+    not one any more."""
+    notebook = read_json(path, do, keys={"cells": list, "metadata": dict})
+    for cell in notebook["cells"]:
+        keys = {"cell_type": str, "source": (str, list), "metadata": dict}
+        check_keys(cell, keys, f"{path}: a cell", do)
+        check_keys(cell["metadata"].get("nbgrader", {}), {}, f"{path}: nbgrader", do)
+    about = notebook["metadata"].get("minipeft", {})
+    keys = {"notebook": str, "version": str, "cells": list} if about else {}
+    check_keys(about, keys, f"{path}: minipeft", do)
     return notebook
 
 

@@ -32,8 +32,8 @@ import matplotlib
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 
-from ..files import check_keys, plain, read_json, short
-from .assignment import course, solved, version
+from ..files import plain, short
+from .assignment import course, handed_out, solved, version
 from .exercises import PASSES, Exercise, defined, exercises_in, needed, outcome
 
 try:
@@ -113,13 +113,8 @@ def handed_in(path: Path, student: str) -> HandedIn:
     try:
         if path.stat().st_size > LARGEST_FILE:
             raise ValueError(f"{path} is larger than {LARGEST_FILE} bytes; clear its outputs")
-        content = read_json(path, "ask for it again", keys={"cells": list, "metadata": dict})
-        for cell in content["cells"]:
-            check_keys(cell, {"cell_type": str, "source": (str, list), "metadata": dict},
-                       f"{path}: a cell", "ask for it again")
+        content = handed_out(path, "ask for it again")
         about = content["metadata"].get("minipeft", {})
-        check_keys(about, {"notebook": str, "version": str, "cells": list} if about else {},
-                   f"{path}: minipeft", "ask for it again")
         answers, own = answers_in(content["cells"], about.get("cells", []))
     except (ValueError, OSError) as error:
         return HandedIn(student, named, path, "", problem=str(error))
@@ -138,8 +133,7 @@ def answers_in(cells: list[dict], given: list) -> tuple[tuple, tuple]:
     answers, own = {}, []
     for cell in cells:
         source = "".join(map(str, cell["source"]))
-        marks = cell["metadata"].get("nbgrader", {})
-        name = str(marks.get("grade_id", "")) if isinstance(marks, dict) else ""
+        name = str(cell["metadata"].get("nbgrader", {}).get("grade_id", ""))
         number = name.removeprefix("exercise-")
         if number != name and number.isdecimal() and len(number) < 4:
             answers[int(number)] = answers.get(int(number), "") + source + "\n\n"

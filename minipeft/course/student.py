@@ -10,9 +10,9 @@ import hashlib
 from collections import defaultdict
 from pathlib import Path
 
-from ..files import read_json, write_text
+from ..files import write_text
 from ..folders import check_writable
-from .assignment import HIDDEN, assignment, course, hidden_tests
+from .assignment import HIDDEN, assignment, course, handed_out, hidden_tests
 
 try:
     import nbformat
@@ -87,8 +87,7 @@ def write_source(out: Path) -> list[Path]:
 
 def read(path: Path) -> nbformat.NotebookNode:
     """A released notebook with what a student has made of it."""
-    do = "move it away, or name another folder with --out"
-    return nbformat.from_dict(read_json(path, do, keys={"cells": list, "metadata": dict}))
+    return nbformat.from_dict(handed_out(path, "move it away, or name another folder with --out"))
 
 
 def origin(notebook: nbformat.NotebookNode) -> tuple[str, str]:
