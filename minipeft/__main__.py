@@ -10,7 +10,7 @@ import torch
 from .cli import COMMANDS, UsageError
 
 # For an output whose encoding lacks them; any other character is escaped.
-SPELT = {"≠": "!=", "±": "+-", "→": "->", "α": "alpha", "√": "sqrt "}
+SPELT = {"≠": "!=", "±": "+-", "→": "->", "α": "alpha", "√": "sqrt ", "Δ": "delta "}
 
 
 def spelt(error: UnicodeError) -> tuple[str, int]:

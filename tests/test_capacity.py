@@ -38,6 +38,12 @@ def test_an_arm_trains_what_its_name_says():
             for name, arm in ARMS.items()} == wanted
 
 
+@pytest.mark.parametrize("name", [name for name in ARMS if name.startswith("lora")])
+def test_every_lora_has_the_scale_2(name):
+    adapters = ARMS[name].adapt(load_base(0)).adapter_sets["default"].values()
+    assert {adapter.scaling for adapter in adapters} == {2.0}
+
+
 def test_the_steps_are_doubled_to_the_most_and_each_pair_is_met_about_33_times_at_first():
     assert doublings(2, 200) == [25, 50, 100, 200] and doublings(128)[0] == 1600
     for K in capacity.OFFERED:
@@ -63,6 +69,7 @@ def test_an_arm_is_full_where_it_is_flat_below_all_and_its_capacity_is_the_most_
     assert capacity.capacity(runs, "lora-1") == pytest.approx(
         [0.205 * 32 * BITS / 1000, 0.505 * 8 * BITS / 1000])
     assert capacity.capacity(runs, "full") == []
+    assert capacity.capacity(curve("lora-1", 2, {25: 0.99, 50: 0.995}), "lora-1") == []  # not full
     assert [(e["share"], e["steps"], e["flat"]) for e in ends(runs, "lora-1", 8)] == [
         (0.605, 1600, True), (0.505, 1600, True)]
     assert [knee(runs, "lora-1", K) for K in (2, 8, 128)] == [False, True, False]
@@ -131,7 +138,18 @@ def test_the_study_finds_the_rate_the_knee_and_the_end(tmp_path, monkeypatch):
     assert plot.capacity_figure(runs).axes
 
 
-def test_the_stored_study_has_one_rate_a_curve_chosen_by_the_rule_and_inside_what_was_tried():
+def test_the_best_rate_of_each_stored_sweep_has_worse_neighbours_on_both_sides():
+    runs = capacity.read(RESULTS / "capacity")
+    swept = {(r["arm"], r["K"]) for r in runs if r["split"] == "sweep"}
+    assert len(swept) >= 6
+    for arm, K in swept:
+        grid = RECIPES[ARMS[arm].recipe].grid
+        tried = capacity.tried(runs, arm, K)
+        i = grid.index(capacity.best(tried))
+        assert {grid[i - 1], grid[i + 1]} <= {r["lr"] for r in tried}, (arm, K)
+
+
+def test_the_stored_study_has_one_rate_a_curve_chosen_by_the_rule_and_steps_that_double():
     runs = capacity.read(RESULTS / "capacity")
     cells = {(r["arm"], r["K"]) for r in runs if r["split"] == "report"}
     assert cells
@@ -145,7 +163,7 @@ def test_the_stored_study_has_one_rate_a_curve_chosen_by_the_rule_and_inside_wha
 @pytest.mark.parametrize("arguments, message", [
     (["--arms", "lora-3"], "unknown arm 'lora-3'; known: lora-1-qv, "),
     (["--languages", "385"], "unknown number of languages 385; known: 2, 8, 32, 64, 128"),
-    (["--workers", "0"], "--workers must be at least 1, got 0"),
+    (["--workers", "0"], "--workers: must be a whole number, at least 1, got '0'"),
     (["--quick", "--arms", "full"], "--quick has its own arms and languages")])
 def test_impossible_arguments_are_refused(arguments, message, capsys, tmp_path):
     with pytest.raises(SystemExit) as stop:

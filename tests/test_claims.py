@@ -140,4 +140,5 @@ def test_the_energy_rank_counts_singular_directions():
 def test_wrong_usage_is_refused(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["claims", "--seeds", "0"])
-    assert stop.value.code == 2 and "--seeds must be at least 1" in capsys.readouterr().err
+    assert stop.value.code == 2
+    assert "--seeds: must be a whole number, at least 1" in capsys.readouterr().err

@@ -86,10 +86,11 @@ def test_an_exercise_needs_what_its_names_rest_on_and_no_more():
 
 @pytest.mark.parametrize("source, defines, uses", [
     ("for i, row in enumerate(rows):\n    total = row", {"i", "row", "total"}, {"rows"}),
-    ("x = [y for y in ys]", {"x"}, {"ys", "y"}),                # y too: harmless, nobody defines it
+    ("x = [y for y in ys]", {"x"}, {"ys"}),
+    ("def f():\n    def g(k):\n        return k + n\n    return g", {"f"}, {"n"}),
     ("import a.b as c, d.e\nfrom f import g as h\nc.x(d, h)", {"c", "d", "h"}, set()),
     ("with open(name) as file:\n    text = file.read()", {"file", "text"}, {"name"}),
-    ("def f(a):\n    b = a\n    return b + outer", {"f"}, {"a", "b", "outer"}),
+    ("def f(a):\n    b = a\n    return b + outer", {"f"}, {"outer"}),
     ("n = n + 1", {"n"}, {"n"}),
     ("n += 1", {"n"}, {"n"}),
     ("n = 0\nn += 1\nprint(n)", {"n"}, set()),

@@ -30,7 +30,7 @@ ROOMS = {"nf4": "reference state cpu gpu dispatch linear __init__",
          "tiny_world": "__init__ grammar village documents languages tasks pretrain",
          "llm": "__init__ gguf chat smollm2 shared_prefix run_files finetune",
          "lab": "__init__ sources hf_config memory study runs rates graded capacity compare "
-                "summary plot bench_nf4 bench_step",
+                "summary plot diagrams bench_nf4 bench_step",
          "course": "__init__ notebook questions execute exercises assignment student grade "
                    "claims",
          "claims": "claim counts computed measured observed table report __init__",

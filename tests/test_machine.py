@@ -28,6 +28,7 @@ from minipeft.tiny_world import pretrain
 # Every command that writes, and what would do its work.
 WRITING = {"compare --quick": "minipeft.lab.compare.compare",
            "compare --sweep": "minipeft.lab.rates.sweep",
+           "capacity --quick": "minipeft.lab.capacity.study",
            "pretrain": "minipeft.tiny_world.pretrain.pretrain",
            "finetune --data data.jsonl": "minipeft.cli.finetune.load",
            "merge run": "minipeft.cli.merge.load",

@@ -36,6 +36,7 @@ def test_measured_prints_the_value_and_refuses_one_out_of_bounds(capsys):
     ("(~0.1, ~0.22)", "(~0.11, ~0.2)", True),
     ("~1.2e-07; 5", "~1.31e-07; 6", False),
     ("loss   0.735 nats", "loss   0.72 nats", False),
+    ("nearly ~all of it", "nearly ~none of it", False),
     ("loss   ~0.735 nats", "loss   ~0.735 bits", False),
 ])
 def test_nbval_compares_all_but_approximate_values(request, stored, printed, equal):

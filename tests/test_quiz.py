@@ -1,4 +1,4 @@
-"""The interview questions: one file, asked in a terminal and in notebook 12."""
+"""The interview questions: one file, asked in a terminal and in notebook 17."""
 import io
 import json
 import re
@@ -14,7 +14,7 @@ PLACES = sorted({question.reread for question in questions()})
 
 
 def cells() -> list[dict]:
-    notebook = json.loads((NOTEBOOKS / "12_the_interview.ipynb").read_text(encoding="utf-8"))
+    notebook = json.loads((NOTEBOOKS / "17_the_interview.ipynb").read_text(encoding="utf-8"))
     return [cell | {"source": "".join(cell["source"])} for cell in notebook["cells"]]
 
 
@@ -36,7 +36,7 @@ def test_there_are_forty_questions_and_those_of_every_course_come_first():
     assert all(all(vars(question).values()) for question in found)
 
 
-def test_notebook_12_holds_every_question_and_answer_in_order():
+def test_notebook_17_holds_every_question_and_answer_in_order():
     texts = [cell["source"] for cell in cells() if cell["cell_type"] == "markdown"]
     found = [text for text in texts if re.search(r"(?m)^### \d+ · ", text)]
     assert len(found) == len(questions())
@@ -49,7 +49,7 @@ def test_notebook_12_holds_every_question_and_answer_in_order():
 def test_a_proof_exists(question):
     for number in re.findall(r"claims? ([\d and]+)", question.proof):
         assert all(1 <= int(n) <= len(CLAIMS) for n in re.findall(r"\d+", number))
-    if question.proof == "cell in notebook 12":
+    if question.proof == "cell in notebook 17":
         (at,) = (i for i, cell in enumerate(cells())
                  if f"### {question.number} · " in cell["source"])
         assert cells()[at + 1]["cell_type"] == "code"
@@ -104,7 +104,7 @@ def test_ctrl_c_ends_the_quiz_with_what_was_answered(quiz, monkeypatch):
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--count", "0"], "--count must be at least 1"),
+    (["--count", "0"], "--count: must be a whole number, at least 1"),
     (["--group", "cooking"], "the groups are: The three that every course asks; "),
 ])
 def test_wrong_usage_is_one_line_and_status_2(argv, message, capsys):

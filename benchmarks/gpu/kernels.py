@@ -61,7 +61,10 @@ def measure(case: Kernels | Decode, where: torch.device, folder: Path) -> dict:
 def measure_kernels(case: Kernels, where: torch.device) -> dict:
     """Seconds of a call, by operation and contender."""
     found, shape = [], (case.rows, case.columns)
-    for operation, dtype, calls in bench_nf4.cases(shape, where.type, case.set_bytes):
+    for part in bench_nf4.cases(shape, where.type, case.set_bytes):
+        operation, dtype = part.name, part.dtype
+        builds = bench_nf4.OPERATIONS[part.operation](part)
+        calls = {name: build() for name, build in builds.items()}
         if operation == "gemv" and where.type == "cuda" and matmul_4bit:
             calls |= fused_products(torch.randn(shape, device=where), case.set_bytes)
         found.append({"operation": operation, "dtype": str(dtype)[6:],

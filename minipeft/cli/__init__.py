@@ -52,6 +52,19 @@ def cores() -> int:
     return 1 if found is None else found
 
 
+def add_workers(parser) -> None:
+    """--workers, of a command that shares its runs among processes."""
+    parser.add_argument("--workers", type=count, default=min(cores(), 8),
+                        help="processes of one thread each (default: the number of cores)")
+
+
+def count(text: str) -> int:
+    """The type of a number of things, at least 1, for argparse."""
+    if not re.fullmatch(r"[0-9]*[1-9][0-9]*", text):
+        raise argparse.ArgumentTypeError(f"must be a whole number, at least 1, got {text!r}")
+    return int(text)
+
+
 def seed(text: str) -> int:
     """The type of every --seed, for argparse."""
     if not re.fullmatch(r"[0-9]+", text) or int(text) > MAX_SEED:

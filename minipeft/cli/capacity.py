@@ -9,7 +9,7 @@ from tqdm import tqdm
 from ..figures import save_figure
 from ..files import RESULTS
 from ..lab import capacity, plot, summary
-from . import UsageError, check_output, cores
+from . import UsageError, add_workers, check_output
 
 EXAMPLE = "python -m minipeft capacity --arms lora-1-qv lora-1 full --languages 2 8"
 QUICK = dict(arms=("lora-1-qv", "full"), offered=(2,), most_steps=200)
@@ -24,8 +24,7 @@ def arguments(parser) -> None:
     parser.add_argument("--out", type=Path, default=Path("results/capacity"),
                         help="folder for capacity.jsonl, a line a run, and the picture; finished "
                              "runs in it are not done again (default: results/capacity)")
-    parser.add_argument("--workers", type=int, default=min(cores(), 8),
-                        help="processes of one thread each (default: the number of cores)")
+    add_workers(parser)
     parser.add_argument("--quick", action="store_true",
                         help="two arms, two languages, few steps, at the stored study's rates: "
                              "under two minutes on two cores")
@@ -72,8 +71,6 @@ def check(args) -> None:
         for value in given:
             if value not in known:
                 raise UsageError(f"unknown {what} {value!r}; known: {', '.join(map(str, known))}")
-    if args.workers < 1:
-        raise UsageError(f"--workers must be at least 1, got {args.workers}")
     if args.quick and (set(args.arms) < set(capacity.ARMS)
                        or set(args.languages) < set(capacity.OFFERED)):
         raise UsageError("--quick has its own arms and languages: give it --out and --workers only")

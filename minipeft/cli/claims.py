@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from ..course import claims
 from ..course.claims import report
-from . import UsageError, check_output, cores
+from . import check_output, cores, count
 
 EXAMPLE = "python -m minipeft claims --markdown"
 
@@ -25,12 +25,10 @@ def arguments(parser) -> None:
                              "the stored results")
     parser.add_argument("--out", type=Path, default=Path("results"),
                         help="folder for what --remeasure measures (default: results)")
-    parser.add_argument("--seeds", type=int, default=3, help="of --remeasure (default: 3)")
+    parser.add_argument("--seeds", type=count, default=3, help="of --remeasure (default: 3)")
 
 
 def run(args) -> None:
-    if args.seeds < 1:
-        raise UsageError(f"--seeds must be at least 1, got {args.seeds}")
     if args.remeasure:
         check_output(args.out)
     progress = partial(tqdm, file=sys.stderr, dynamic_ncols=True)

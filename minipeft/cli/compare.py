@@ -13,7 +13,7 @@ from ..files import RESULTS, write_json
 from ..lab import compare, graded, plot, rates, summary
 from ..lab.runs import STEPS
 from ..recipes import RECIPES
-from . import UsageError, check_output, cores
+from . import UsageError, add_workers, check_output, count
 
 EXAMPLE = "python -m minipeft compare --methods full lora --tasks elicit --seeds 1"
 
@@ -23,12 +23,11 @@ def arguments(parser) -> None:
                         help=f"of {', '.join(RECIPES)} (default: all; full always runs)")
     parser.add_argument("--tasks", nargs="+", metavar="TASK",
                         help=f"of {', '.join(STEPS)} (default: all; with --quick novel)")
-    parser.add_argument("--seeds", type=int, help="runs a method and task (default: 3)")
+    parser.add_argument("--seeds", type=count, help="runs a method and task (default: 3)")
     parser.add_argument("--out", type=Path, default=Path("results"),
                         help="folder for compare.json, the pictures and finished runs "
                              "(default: results)")
-    parser.add_argument("--workers", type=int, default=min(cores(), 8),
-                        help="processes of one thread each (default: the number of cores)")
+    add_workers(parser)
     parser.add_argument("--quick", action="store_true",
                         help="one seed, the new task only: under a minute on two cores")
     parser.add_argument("--sweep", action="store_true",
@@ -102,9 +101,6 @@ def check(args) -> None:
     if args.sweep and args.seeds is not None:
         raise UsageError(f"a sweep has its own seeds, {', '.join(map(str, rates.SWEEP_SEEDS))}: "
                          f"leave out --seeds")
-    if (args.seeds is not None and args.seeds < 1) or args.workers < 1:
-        raise UsageError(f"--seeds and --workers must be at least 1, got {args.seeds} and "
-                         f"{args.workers}")
     check_output(args.out)
 
 

@@ -3,7 +3,7 @@ import random
 import textwrap
 
 from ..course.questions import Question, questions
-from . import UsageError, seed
+from . import UsageError, count, seed
 
 EXAMPLE = "python -m minipeft quiz --group memory --count 5"
 GRADES = {"y": "knew it", "p": "partly", "n": "not yet"}
@@ -11,14 +11,12 @@ GRADES = {"y": "knew it", "p": "partly", "n": "not yet"}
 
 def arguments(parser) -> None:
     parser.add_argument("--group", help="only groups whose name contains this, such as qlora")
-    parser.add_argument("--count", type=int, help="how many questions (default: all)")
+    parser.add_argument("--count", type=count, help="how many questions (default: all)")
     parser.add_argument("--seed", type=seed,
                         help="the same order again (default: another each time)")
 
 
 def run(args) -> None:
-    if args.count is not None and args.count < 1:
-        raise UsageError(f"--count must be at least 1, got {args.count}")
     try:
         chosen = questions(args.group)
     except ValueError as error:
@@ -67,7 +65,7 @@ def summary(answered: list[tuple[Question, str]]) -> str:
     for question, grade in answered:
         if grade != "y":
             places.setdefault(question.reread, []).append(str(question.number))
-    lines = [f"    notebook {place} (question {', '.join(numbers)} of notebook 12)"
+    lines = [f"    notebook {place} (question {', '.join(numbers)} of notebook 17)"
              for place, numbers in sorted(places.items())]
     return "\n".join([f"\n{len(answered)} answered: {counts}",
                       *(["Reread:", *lines] if lines else ["Nothing to reread."])])

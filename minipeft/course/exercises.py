@@ -11,11 +11,13 @@ import ast
 import builtins
 import io
 import re
+import symtable
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from textwrap import dedent, indent
 
 import matplotlib
 
@@ -32,7 +34,7 @@ class Exercise:
     number: int
     statement: str
     place: int                       # among the notebook's cells, of the one with the markers
-    earlier: tuple[str, ...]         # sources of the code cells before it
+    earlier: tuple[str, ...]         # sources of the code cells above it
     before: str                      # of the cell with the markers: what stands above them,
     solution: str                    # between,
     after: str                       # and below
@@ -56,13 +58,15 @@ class Exercise:
 
     @property
     def needs(self) -> list[str]:
-        """Of the earlier cells, those that the answer and the check rest on."""
+        """Of the cells above it those that its solution and check rest on."""
         return needed(self.earlier, self.answered())
 
     def answered(self, answer: str | None = None) -> str:
         """The cells from the answer on, which stands in place of the solution's lines (None: the
-        solution)."""
-        own = self.before + (self.solution if answer is None else answer + "\n") + self.after
+        solution), and as far in."""
+        margin = re.match(" *", self.solution)[0]
+        given = self.solution if answer is None else indent(dedent(answer), margin) + "\n"
+        own = self.before + given + self.after
         return "\n\n".join([own, *self.check])
 
 
@@ -110,9 +114,18 @@ def judge(exercise: Exercise, answers: list[str | None]) -> list[str]:
     names: dict = {}
     with redirect_stdout(io.StringIO()), matplotlib.rc_context():
         matplotlib.use("Agg")
-        for cell in exercise.needs:
+        programs = [exercise.answered(answer) for answer in answers]
+        for cell in needed(exercise.earlier, *filter(is_python, [exercise.answered(), *programs])):
             exec(cell, names)                                  # the course's own code
-        return [outcome(exercise.answered(answer), dict(names)) for answer in answers]
+        return [outcome(program, dict(names)) for program in programs]
+
+
+def is_python(program: str) -> bool:
+    try:
+        ast.parse(program)
+    except SyntaxError:
+        return False
+    return True
 
 
 def outcome(source: str, names: dict) -> str:
@@ -123,11 +136,11 @@ def outcome(source: str, names: dict) -> str:
     return PASSES
 
 
-def needed(cells: Sequence[str], program: str) -> list[str]:
-    """Of these cells in a row, those that `program` rests on: the first with code (it starts the
-    notebook), and the last that defines each name it uses, with what they need in turn."""
+def needed(cells: Sequence[str], *programs: str) -> list[str]:
+    """Of these cells in a row, those that the programs rest on: the one that starts the notebook,
+    and the last that defines each name they use, with what it needs in turn."""
     taken = {i for i, cell in enumerate(cells) if "notebook.start(" in cell}
-    asked = [(len(cells), name) for name in used(program)]
+    asked = [(len(cells), name) for program in programs for name in used(program)]
     asked += [(i, name) for i in taken for name in used(cells[i])]
     while asked:
         before, name = asked.pop()
@@ -194,4 +207,12 @@ def used(source: str) -> set[str]:
                if isinstance(node, ast.AugAssign)
                and isinstance(node.target, ast.Name)
                and given[node.target.id] >= place_after(node)}
-    return (reads | changed) - set(dir(builtins))
+    cell = symtable.symtable(source, "cell", "exec")
+    return ((reads | changed) & names_of_the_notebook(cell)) - set(dir(builtins))
+
+
+def names_of_the_notebook(scope: symtable.SymbolTable) -> set[str]:
+    """Names in a cell that are not a function's or a comprehension's own."""
+    found = {symbol.get_name() for symbol in scope.get_symbols()
+             if scope.get_type() == "module" or symbol.is_global()}
+    return found.union(*map(names_of_the_notebook, scope.get_children()))

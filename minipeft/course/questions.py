@@ -1,4 +1,4 @@
-"""The interview questions: data/questions.json, which `minipeft quiz` and notebook 12 share."""
+"""The interview questions: data/questions.json, which `minipeft quiz` and notebook 17 share."""
 from dataclasses import dataclass
 
 from ..adapter import nearest
@@ -9,11 +9,11 @@ QUESTIONS = DATA / "questions.json"
 
 @dataclass(frozen=True)
 class Question:
-    number: int        # as in notebook 12
+    number: int        # as in notebook 17
     group: str
     question: str
     answer: str
-    proof: str         # a claim's number, a cell of notebook 12, a paper's table
+    proof: str         # a claim's number, a cell of notebook 17, a paper's table
     reread: str        # "03_lora: heading"
 
 

@@ -24,6 +24,7 @@ from ..recipes import RECIPES, adapt
 from ..tiny_world.languages import Languages
 from ..tiny_world.pretrain import load_base
 from ..train import TrainConfig, train
+from .graded import BEGUN, GAIN
 from .rates import choose, loss_of, record
 from .runs import BATCH, KEPT, NUMBER, base_seed, forgetting
 from .study import Progress, Runs, read_lines
@@ -36,8 +37,6 @@ SWEEP = 50                       # steps per language of a run that tries a rate
 SWEEP_SEED = 100                 # its draw of languages is no draw of a report
 SEEDS = range(3)                 # where some arm's knee is; elsewhere the first alone
 KNEE = 0.1, 0.9                  # there the share at the end lies between these
-GAIN = 0.01                      # a curve that gains less in a doubling is flat,
-BEGUN = 0.05                     # if it has begun to rise
 RESULT = {"trainable": int, "loss": (*NUMBER, type(None)), "bits": NUMBER, "share": NUMBER}
 JOB = {"arm": str, "K": int, "seed": int, "lr": NUMBER, "steps": int, "split": str}
 

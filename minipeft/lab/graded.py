@@ -21,12 +21,13 @@ FAST = STEPS["languages"]
 FAST_SEEDS = range(6)            # one seed moves an arm by tens of points at this budget
 OTHER_SEEDS = range(3)           # of other sizes
 DOUBLED = (400, 800, 1600, 3200)
-DOUBLED_SEEDS = range(2)
+DOUBLED_SEEDS = range(3)
 TRIED = DOUBLED[0]               # steps at which the rate of all doubled runs is chosen
 TRIED_SEEDS = SWEEP_SEEDS[:2]    # on these seeds, for them and for other sizes,
 BELOW, ABOVE = 2, 1              # from so many notches below the rate of FAST, and above; a smaller
                                  # adapter may want any larger one
-GAIN = 0.01                      # a curve that gains less in a doubling is flat
+GAIN = 0.01                      # a curve that gains less in a doubling is flat,
+BEGUN = 0.05                     # if it has begun to rise
 
 EQUAL = {16_000: (("lora", 1), ("lora", 2), ("prefix", 16), ("houlsby", 7)),     # trained, about:
          80_000: (("lora", 8), ("prefix", 80), ("houlsby", 39))}                 # (arm, size)
@@ -95,7 +96,7 @@ def stored_size(arm: str, size: int) -> int | None:
 def flat(runs: list[dict], arm: str, steps: int) -> bool:
     """Whether the last doubling, to `steps`, gave the arm's seeds less than GAIN in the mean."""
     before, now = learned(runs, arm, steps // 2), learned(runs, arm, steps)
-    if not (before and now) or statistics.mean(now) < GAIN:
+    if not (before and now) or statistics.mean(now) < BEGUN:
         return False
     both = list(zip(before, now))              # the same seeds: 200 steps have more of them
     return statistics.mean(b - a for a, b in both) < GAIN

@@ -147,16 +147,19 @@ def capacity_figure(runs: list[dict]) -> Figure:
             speed.plot(list(half), list(half.values()), label=arm.label, **shade(name))
     bits = [Languages(K).bits for K in capacity.OFFERED]
     stored.plot(bits, bits, color="black", linewidth=0.8)
-    stored.annotate("all of it", (bits[-1], bits[-1]), xytext=(-6, 4), ha="right", fontsize=8,
+    stored.annotate("all of it", (bits[-1], bits[-1]), xytext=(-30, -8), ha="right", fontsize=8,
                     textcoords="offset points")
     stored.set(xscale="log", xlabel="bits offered (log scale)",
                ylabel="bits stored (log scale, linear below 100)",
                title="capacity: bits at the end\n(full mark: flat; hollow: still rising)")
     stored.set_yscale("symlog", linthresh=100)
+    stored.set_ylim(-30, 2 * bits[-1])
     speed.set(xscale="log", yscale="log", xlabel="languages offered (log scale)",
               ylabel="steps of 32 examples (log scale)",
               title="speed: steps until half\nof the bits are stored")
     speed.set_xticks(capacity.OFFERED, capacity.OFFERED)
+    steps = [25 * 2**i for i in range(0, 10, 2)]
+    speed.set_yticks(steps, steps)
     speed.minorticks_off()
     fig.legend(*speed.get_legend_handles_labels(), loc="outside right center", fontsize=8)
     return fig

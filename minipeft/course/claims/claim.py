@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-VERDICTS = ("true", "conditionally true", "imprecise", "wrong")
+VERDICTS = ("true", "conditionally true", "imprecise", "false")
 
 
 @dataclass(frozen=True)

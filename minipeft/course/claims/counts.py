@@ -38,8 +38,9 @@ def share(preset: str, config) -> float:
 
 
 def largest_below_one_percent(preset: str, one_rank: int) -> int:
-    """The largest rank whose r * one_rank numbers are below 1 % of the model's parameters."""
-    return (parameters(preset) - 1) // (100 * one_rank)
+    """The largest rank whose n = r * one_rank numbers are below 1 % of all, the adapter's own
+    counted too: 100 n < N + n."""
+    return (parameters(preset) - 1) // (99 * one_rank)
 
 
 @functools.cache

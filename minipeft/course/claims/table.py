@@ -8,7 +8,7 @@ PROMPT, PREFIX = "07_prompt_tuning", "08_prefix_tuning"
 ADAPTERS, COMPARISON = "09_houlsby_adapters", "10_comparison"
 THEORY, OVERVIEW = "lesson on PEFT theory", "overview of PEFT"
 COMPUTED = "computed here"
-TRUE, CONDITIONS, IMPRECISE, WRONG = "true", "conditionally true", "imprecise", "wrong"
+TRUE, CONDITIONS, IMPRECISE, FALSE = "true", "conditionally true", "imprecise", "false"
 
 CLAIMS = (
     Claim(1, "LoRA reduces trainable parameters 10,000x (from 70B to 10M)", OVERVIEW, IMPRECISE,
@@ -16,8 +16,9 @@ CLAIMS = (
           "targets and rank", "Hu et al. 2021, section 4.2 and Table 4",
           f"{BOTTLENECK}: What PEFT changes: the counts", computed.ten_thousand_times),
     Claim(2, "LoRA reduces VRAM by 3x", THEORY, CONDITIONS,
-          "GPT-3's figure; the ratio falls from 7.6 towards 1 as activations grow, which LoRA "
-          "hardly saves", "Hu et al. 2021, section 4.2",
+          "GPT-3's figure, with full fine-tuning at 6.85 bytes per parameter; at 16 bytes a 7B has "
+          "7.6, and activations, which LoRA hardly saves, bring it towards 1",
+          "Hu et al. 2021, section 4.2",
           f"{BOTTLENECK}: Does LoRA save activations?",
           computed.three_times_less_memory),
     Claim(3, "Llama-7B can be fine-tuned on a single 16GB GPU", OVERVIEW, CONDITIONS,
@@ -29,7 +30,7 @@ CLAIMS = (
           "eight it learns less in the same steps",
           "Hu et al. 2021, Table 6: q and v, r = 1 73.4 / 91.3, r = 64 73.5 / 91.4",
           f"{LORA}: How much rank does a new skill need?", observed.usual_ranks),
-    Claim(5, "Comparable to full fine-tuning for most tasks, with 1% of the cost", OVERVIEW, WRONG,
+    Claim(5, "Comparable to full fine-tuning for most tasks, with 1% of the cost", OVERVIEW, FALSE,
           "the 1 % counts trained numbers, a step takes two thirds of the operations; quality: "
           "given steps, yes; in few steps LoRA was far behind", COMPUTED,
           f"{BOTTLENECK}: What PEFT changes: the compute",
@@ -48,8 +49,8 @@ CLAIMS = (
           "Hu et al. 2021, Table 4: GPT-3 on MNLI, 91.7 against 89.5; Biderman et al. 2024",
           f"{COMPARISON}: Quality, and the curves behind it", observed.near_full),
     Claim(9, "A 70B checkpoint takes 140GB", THEORY, TRUE,
-          "weights in 16 bits; to resume training one needs seven times that", COMPUTED,
-          f"{BOTTLENECK}: The checkpoint", computed.checkpoint_140_gb),
+          "weights in 16 bits; to resume training takes master copy and moments, six times that",
+          COMPUTED, f"{BOTTLENECK}: The checkpoint", computed.checkpoint_140_gb),
     Claim(10, "Gradients and optimizer states of 70B parameters take about 1TB", THEORY, CONDITIONS,
           "under mixed-precision Adam, 14 bytes a parameter; other recipes take less", COMPUTED,
           f"{BOTTLENECK}: What training adds: gradients and optimizer", computed.a_terabyte),
@@ -113,7 +114,7 @@ CLAIMS = (
           "found to forget less, and to learn less", "measured here; Biderman et al. 2024",
           f"{COMPARISON}: Forgetting",
           observed.forgetting_mitigated),
-    Claim(25, "A is d x r, B is r x d, and W_new = W_frozen + B A", OVERVIEW, WRONG,
+    Claim(25, "A is d x r, B is r x d, and W_new = W_frozen + B A", OVERVIEW, FALSE,
           "with these shapes B A is r x r; it is B (d, r) and A (r, d)", "Hu et al. 2021, "
           "section 4.1", f"{LORA}: The idea, with shapes", computed.shapes_as_written),
     Claim(26, "W' = W + BA", "both", IMPRECISE,
@@ -125,14 +126,14 @@ CLAIMS = (
           "change need not be of low rank for LoRA to work: LoRA's is thin and long, and has "
           "directions that the base has not", "measured here; Shuttleworth et al. 2024",
           f"{LOW_RANK}: The change that full fine-tuning makes", observed.low_intrinsic_rank),
-    Claim(28, "Adapters are inserted between the Transformer layers", THEORY, WRONG,
+    Claim(28, "Adapters are inserted between the Transformer layers", THEORY, FALSE,
           "inside each layer, twice: behind attention and behind the MLP",
           "Houlsby et al. 2019, section 2.1",
           f"{ADAPTERS}: Where does it sit? Inside each layer, twice",
           computed.between_the_layers),
     Claim(29, "QLoRA's adapters are in FP16/BF16", "both", CONDITIONS,
           "they may be; HuggingFace's and this package's default is float32, for a 16-bit weight "
-          "does not feel small steps", COMPUTED, f"{QLORA}: Train it: LoRA and QLoRA side by side",
+          "does not feel small steps", COMPUTED, f"{QLORA}: The memory of a 65B",
           computed.sixteen_bit_adapters),
     Claim(30, "Only A and B are saved: a few MBs", THEORY, CONDITIONS,
           "q and v at small r; all linears at r = 64 are hundreds of MB", COMPUTED,
