@@ -3,6 +3,18 @@
 # its results, so each asks for other arguments. A test stands behind the line "# %% NN.N" and sees
 # the names of that notebook, the answer's among them.
 
+# %% 00.2
+big = GPTConfig.preset("llama-33b")
+assert static_bytes("llama-33b", "full") == 16 * count_by_hand(big), "any model"
+assert static_bytes("llama-33b", "LoRA") == (2 * count_by_hand(big) + 16 * lora_count(big, 16, "all")
+                                             ), "any model"
+
+# %% 01.1
+assert abs(line(12) - 4 * 36 / 48 * math.log(36) / 6) < 1e-9, "any number of known words"
+
+# %% 06.2
+assert plan_card(300, r=32)["llama-7b"] - frozen("llama-7b").bytes == 32 * n7, "any rank"
+
 # %% 07.1
 assert cost(GPTConfig.preset("llama-3-8b"), 3) == (12_288, 393_216), "any model, any length"
 

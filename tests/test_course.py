@@ -6,14 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import is_dataclass
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
 
 pytest.importorskip("IPython")
 pytest.importorskip("nbgrader", reason="pip install nbgrader")
 from minipeft.__main__ import main
 from minipeft.course import assignment, student
+from minipeft.course.exercises import PASSES, Exercise, exercises, outcome
 from minipeft.course.grade import Limits, collect, grade
 
 ROOT = Path(__file__).parent.parent
@@ -420,3 +423,53 @@ def test_a_class_on_our_own_notebooks(tmp_path):
     lost = [row for row in rows if row.student == "perfect" and row.points < row.of]
     assert lost == [] and len(rows) > 90
     assert {row.points for row in rows if row.student == "blank"} == {0}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("path", assignment.course(), ids=lambda path: path.stem)
+def test_a_list_of_the_results_passes_no_exercise(path, monkeypatch):
+    """Whoever reads a check can list what it asks for, if that is a few plain numbers or names. An
+    answer without arguments is one value, which no test can tell from a computed one."""
+    monkeypatch.chdir(path.parent)
+    plt.switch_backend("Agg")
+    hidden, passed = assignment.hidden_tests(assignment.HIDDEN), []
+    for exercise in exercises(path):
+        names = names_before(exercise)
+        function = re.findall(r"(?m)^def (\w+)", exercise.before)[-1:]
+        if function:
+            solution, table = names[function[0]], {}
+
+            def recorded(*args, **kwargs):
+                table[repr((args, kwargs))] = solution(*args, **kwargs)
+                keys.append((args, kwargs, table[repr((args, kwargs))]))
+                return table[repr((args, kwargs))]
+
+            keys = []
+            assert outcome("\n\n".join(exercise.checks), names | {function[0]: recorded}) == PASSES
+            if all(map(is_plain, keys)) and any(args or kwargs for args, kwargs, _ in keys):
+                def listed(*args, **kwargs):
+                    return table[repr((args, kwargs))]
+
+                source = "\n\n".join([*exercise.checks, hidden.get(exercise.name, "")])
+                if outcome(source, names | {function[0]: listed}) == PASSES:
+                    passed.append(exercise.name)
+    assert passed == [], "give them a hidden test"
+
+
+def names_before(exercise: Exercise) -> dict:
+    """Of a notebook, after the solution and before its check."""
+    names: dict = {}
+    own = exercise.before + exercise.solution
+    for source in [*exercise.needs, own if exercise.after.strip() in exercise.checks
+                   else own + exercise.after]:
+        exec(source, names)
+    return names
+
+
+def is_plain(value: object) -> bool:
+    """Whether one would write it into a list by hand."""
+    if isinstance(value, dict):
+        return len(value) < 9 and all(map(is_plain, [*value, *value.values()]))
+    if isinstance(value, tuple | list):
+        return len(value) < 9 and all(map(is_plain, value))
+    return value is None or isinstance(value, int | float | str) or is_dataclass(value)
