@@ -16,20 +16,26 @@ assert abs(line(12) - 4 * 36 / 48 * math.log(36) / 6) < 1e-9, "any number of kno
 assert plan_card(300, r=32)["llama-7b"] - frozen("llama-7b").bytes == 32 * n7, "any rank"
 
 # %% 07.1
-assert cost(GPTConfig.preset("llama-3-8b"), 3) == (12_288, 393_216), "any model, any length"
+assert longest_prompt(GPTConfig.preset("llama-3-8b"), 10, 1, False) == 819, "any model, any number"
 
 # %% 07.2
 assert abs(floor(36) - math.log(12) / 6) < 1e-9, "any number of known words"
 
 # %% 08.1
-assert prefix_numbers(GPTConfig.preset("llama-3-8b"), 3) == 196_608, "any model, any length"
+assert longest_prefix(GPTConfig.preset("llama-2-13b"), 4, 1) == 8, "any model, any rank"
 
-# %% 08.4
-assert longest_text(100, 7, 1) == 93 and longest_text(50, 0, 11) == 40, "any window, any prefix"
+# %% 10.1
+for case in (("languages", "qlora", "houlsby"), ("languages", "houlsby", "full")):
+    at = distances(*case)
+    assert rigged(*case) == max(at, key=lambda lr: at[lr][0]), "any two methods"
 
-# %% 09.1
-assert largest_m(16, 2, 10_000, 0.1) == 7, "any model, any share"
+# %% 10.2
+assert all(map(math.isclose, paired([0.2, 0.6], [0.1, 0.1]), (30, 20))), "any two lists"
 
-# %% 11.1
-codes = list(range(-16, 16))
-assert decode_q8_0(struct.pack("<e32b", 0.5, *codes)) == [code / 2 for code in codes], "any block"
+# %% 10.3
+name, total = first_that_fits(llama3, 1024, 1000)
+wanted = sum(planned(Run(llama3, seq=1024, r=16, method="lora")).values()) / 2**30
+assert name == "LoRA" and abs(total - wanted) < 0.01, "any length"
+
+# %% 10.4
+assert smallest_rank(3 * 40 * one, "llama-2-7b", 3) == 40, "any number of bits, any density"
