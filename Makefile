@@ -7,7 +7,7 @@ ARGS ?=                # passed on: make compare ARGS="--quick"
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: compare test test-all lab notebooks clean
+.PHONY: compare test test-all lab student notebooks clean
 
 compare: $(VENV)/ready
 	$(RUN) -m minipeft compare $(ARGS)
@@ -20,6 +20,9 @@ test-all: test
 
 lab: $(VENV)/ready
 	$(RUN) -m jupyter lab notebooks $(ARGS)
+
+student: $(VENV)/ready
+	$(RUN) -m minipeft course student --out student $(ARGS)
 
 notebooks: $(VENV)/ready
 	$(RUN) -m minipeft notebooks --execute $(ARGS)

@@ -42,7 +42,8 @@ def test_a_table_replaces_only_what_stands_between_its_own_marks(maker):
 
 
 def test_links_lead_to_files():
-    for name in ("README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md", "notebooks/README.md"):
+    for name in ("README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md", "notebooks/README.md",
+                 "notebooks/TEACHING.md"):
         page = ROOT / name
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
             assert link.startswith("https://") or (page.parent / link).exists(), f"{page}: {link}"

@@ -28,6 +28,7 @@ COMMANDS = {
     "claims": "judge what courses say about PEFT: verdict, numbers, source, notebook",
     "quiz": "interview questions, one at a time, graded by yourself",
     "notebooks": "list the notebooks and what each asks; with --execute, run them in place",
+    "course": "the course without its answers: hand it out, see how far you are, grade a class",
     "bench": "time the kernels beside the reference libraries",
 }
 

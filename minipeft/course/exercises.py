@@ -15,6 +15,7 @@ import symtable
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from textwrap import dedent, indent
 
@@ -32,11 +33,28 @@ class Exercise:
     notebook: str
     number: int
     statement: str
+    place: int                       # among the notebook's cells, of the one with the markers
     earlier: tuple[str, ...]         # sources of the code cells above it
     before: str                      # of the cell with the markers: what stands above them,
     solution: str                    # between,
     after: str                       # and below
-    check: tuple[str, ...]           # the cells after it
+    check: tuple[str, ...]           # the code cells after it
+
+    @property
+    def name(self) -> str:
+        """As in "03.2"."""
+        return f"{self.notebook[:2]}.{self.number}"
+
+    @property
+    def points(self) -> int:
+        """1 to 3: the full dots of its difficulty."""
+        return max(1, self.statement.partition("\n")[0].count("●"))
+
+    @property
+    def checks(self) -> tuple[str, ...]:
+        """All that comes after the answer: `after` too, unless it belongs to a function."""
+        own = self.after.strip() != "" and not self.after.lstrip("\n")[0].isspace()
+        return (self.after.strip(),) * own + self.check
 
     @property
     def needs(self) -> list[str]:
@@ -54,7 +72,12 @@ class Exercise:
 
 def exercises(path: Path) -> list[Exercise]:
     """ValueError for a notebook whose markers do not pair, or one without a number above it."""
-    cells = read_json(path, "restore the notebook", keys={"cells": list})["cells"]
+    return exercises_in(path.stem, read_json(path, "restore the notebook", keys={"cells": list})
+                        ["cells"])
+
+
+def exercises_in(notebook: str, cells: list[dict]) -> list[Exercise]:
+    """Those in the cells of a notebook of this name; raises as `exercises` does."""
     code = [(i, "".join(cell["source"])) for i, cell in enumerate(cells)
             if cell["cell_type"] == "code"]
     found = []
@@ -66,20 +89,20 @@ def exercises(path: Path) -> list[Exercise]:
             check = [later for j, later in code[place + 1:] if not any(
                 TITLE.search("".join(cell["source"])) or "## " in "".join(cell["source"])
                 for cell in cells[i:j] if cell["cell_type"] == "markdown")]
-            found.append(exercise(path, statement, source, check,
-                                  [earlier for _, earlier in code[:place]]))
+            earlier = tuple(source for _, source in code[:place])
+            number, parts = parsed(notebook, statement, source)
+            found.append(Exercise(notebook, number, statement, i, earlier, *parts, tuple(check)))
     return found
 
 
-def exercise(path: Path, statement: str, source: str, check: list[str], earlier: list[str]
-             ) -> Exercise:
+def parsed(notebook: str, statement: str, source: str) -> tuple[int, tuple[str, str, str]]:
+    """The exercise's number, and what stands before, between and after the markers."""
     number = TITLE.findall(statement)
     parts = re.fullmatch(rf"(.*?)[ ]*{BEGIN}\n(.*?)[ ]*{END}(.*)", source, re.DOTALL)
     if not number or parts is None:
-        raise ValueError(f"{path.name}: an exercise needs a number above it and one pair of "
+        raise ValueError(f"{notebook}.ipynb: an exercise needs a number above it and one pair of "
                          f"{BEGIN} and {END}: {source[:60]!r}")
-    return Exercise(path.stem, int(number[-1]), statement, tuple(earlier), *parts.groups(),
-                    tuple(check))
+    return int(number[-1]), parts.groups()
 
 
 def judge(exercise: Exercise, answers: list[str | None]) -> list[str]:
@@ -128,6 +151,7 @@ def needed(cells: Sequence[str], *programs: str) -> list[str]:
     return [cells[i] for i in sorted(taken)]
 
 
+@cache
 def defined(source: str) -> set[str]:
     """Names that a cell gives a value, at its top level or in a loop or a `with` there."""
     return {name for node in outside_functions(ast.parse(source)) for name in names_given(node)}
@@ -169,6 +193,7 @@ def outside_functions(node: ast.AST):
             yield from outside_functions(child)
 
 
+@cache
 def used(source: str) -> set[str]:
     """Names that a cell reads before it has given them a value itself, as far as places tell."""
     tree, given = ast.parse(source), {}

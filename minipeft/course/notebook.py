@@ -15,6 +15,21 @@ from torch import Tensor
 from ..figures import STYLE
 
 
+class NotDone(NotImplementedError):
+    """What the student version raises in place of a solution: one sentence, no traceback.
+
+    exercise: "03.2"
+    """
+
+    def __init__(self, exercise: str) -> None:
+        super().__init__(f"Exercise {exercise} is not done yet: put your answer where it says "
+                         f"NotDone.")
+
+    def _render_traceback_(self) -> list[str]:
+        """What Jupyter shows."""
+        return [str(self)]
+
+
 def start(seed: int = 0, threads: int = 1) -> None:
     """A fixed number of threads and no denormals, so that runs repeat and stay fast; the figures'
     style. More than one thread pays for matrices larger than the tiny GPT's."""
