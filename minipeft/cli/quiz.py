@@ -2,7 +2,7 @@
 import random
 import textwrap
 
-from ..course.questions import Question, questions
+from ..course.questions import CELL, LEVELS, Question, plain, questions
 from . import UsageError, count, seed
 
 EXAMPLE = "python -m minipeft quiz --group memory --count 5"
@@ -11,6 +11,8 @@ GRADES = {"y": "knew it", "p": "partly", "n": "not yet"}
 
 def arguments(parser) -> None:
     parser.add_argument("--group", help="only groups whose name contains this, such as qlora")
+    parser.add_argument("--level", type=int, choices=range(1, 1 + len(LEVELS)),
+                        help=", ".join(f"{n}: {name}" for n, name in enumerate(LEVELS, start=1)))
     parser.add_argument("--count", type=count, help="how many questions (default: all)")
     parser.add_argument("--seed", type=seed,
                         help="the same order again (default: another each time)")
@@ -18,7 +20,7 @@ def arguments(parser) -> None:
 
 def run(args) -> None:
     try:
-        chosen = questions(args.group)
+        chosen = questions(args.group, args.level)
     except ValueError as error:
         raise UsageError(str(error)) from error
     random.Random(args.seed).shuffle(chosen)
@@ -31,10 +33,10 @@ def ask(chosen: list[Question]) -> list[tuple[Question, str]]:
     answered = []
     try:
         for number, question in enumerate(chosen, start=1):
-            print(f"\n{number}/{len(chosen)}  [{question.group}]\n{wrapped(question.question)}")
+            print(f"\n{number}/{len(chosen)}  [{question.group}]\n{wrapped(plain(question.question))}")
             if input("    ... ").strip().lower() == "q":
                 break
-            print(f"{wrapped(question.answer)}\n    proof: {question.proof}")
+            print(f"{wrapped(plain(question.answer))}\n    {question.mark}: {evidence(question)}")
             grade = read_grade()
             if grade == "q":
                 break
@@ -42,6 +44,10 @@ def ask(chosen: list[Question]) -> list[tuple[Question, str]]:
     except (EOFError, KeyboardInterrupt):
         print()
     return answered
+
+
+def evidence(question: Question) -> str:
+    return question.proof.replace(CELL, f"the cell of question {question.number} in notebook 17")
 
 
 def read_grade() -> str:
