@@ -1,5 +1,6 @@
 """`minipeft quiz`: interview questions in a terminal, graded by yourself."""
 import random
+import sys
 import textwrap
 
 from ..course.questions import CELL, LEVELS, Question, plain, questions
@@ -34,7 +35,10 @@ def ask(chosen: list[Question]) -> list[tuple[Question, str]]:
     try:
         for number, question in enumerate(chosen, start=1):
             print(f"\n{number}/{len(chosen)}  [{question.group}]\n{wrapped(plain(question.question))}")
-            if input("    ... ").strip().lower() == "q":
+            stop = input("    ... ").strip().lower() == "q"
+            if not sys.stdin.isatty():          # nobody has typed a line's end that one could see
+                print()
+            if stop:
                 break
             print(f"{wrapped(plain(question.answer))}\n    {question.mark}: {evidence(question)}")
             grade = read_grade()
@@ -55,6 +59,7 @@ def read_grade() -> str:
         grade = input("    did you know it? [y]es, [p]artly, [n]o, [q]uit: ").strip().lower()[:1]
         if grade in (*GRADES, "q"):
             return grade
+        print("    one of these letters, please")
 
 
 def wrapped(text: str) -> str:
