@@ -34,7 +34,8 @@ def ask(chosen: list[Question]) -> list[tuple[Question, str]]:
     answered = []
     try:
         for number, question in enumerate(chosen, start=1):
-            print(f"\n{number}/{len(chosen)}  [{question.group}]\n{wrapped(plain(question.question))}")
+            print(f"\n{number}/{len(chosen)}  [{question.group}]")
+            print(wrapped(plain(question.question)))
             stop = input("    ... ").strip().lower() == "q"
             if not sys.stdin.isatty():          # nobody has typed a line's end that one could see
                 print()

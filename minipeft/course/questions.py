@@ -18,12 +18,12 @@ MARKS = {       # what an answer rests on
     "from experience": "practice; nothing here tests it"}
 CELL = "the cell below"         # in notebook 17
 # LaTeX to text, in this order; of characters beyond ASCII only those that __main__ can spell.
-PLAIN = ((r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1"), (r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1 / \2)"),
-         (r"\\sqrt\{?(\w|\\[a-z]+)\}?", r"√\1"), (r"\^\\top", "^T"), (r"\\(?:partial) ?", "d"),
-         (r"\\alpha", "α"), (r"\\Delta ?", "Δ"), (r"\\times|\\cdot", "*"), (r"\\approx", "~"),
-         (r"\\ne\b", "≠"), (r"\\le\b", "<="), (r"\\ge\b", ">="), (r"\\to\b", "→"), (r"\\[,;]", " "),
-         (r"\\lVert ?| ?\\rVert", "|"), (r"\^\{([^{}]*[^\w{}][^{}]*)\}", r"^(\1)"),
-         (r"\\([a-z]+)", r"\1"), (r"[{}]", ""))
+PLAIN = (
+    (r"\\(?:text|mathrm)\{([^{}]*)\}", r"\1"), (r"\\frac\{([^{}]*)\}\{([^{}]*)\}", r"(\1 / \2)"),
+    (r"\\sqrt\{?(\w|\\[a-z]+)\}?", r"√\1"), (r"\^\\top", "^T"), (r"\\partial ?", "d"),
+    (r"\\alpha", "α"), (r"\\Delta ?", "Δ"), (r"\\times|\\cdot", "*"), (r"\\ne\b", "≠"),
+    (r"\\lVert ?| ?\\rVert", "|"), (r"\\[,;]", " "),
+    (r"\^\{([^{}]*[^\w{}][^{}]*)\}", r"^(\1)"), (r"\\([a-z]+)", r"\1"), (r"[{}]", ""))
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def questions(group: str | None = None, level: int | None = None) -> list[Questi
 
 
 def plain(text: str) -> str:
-    """The text with its formulas spelt for a terminal: "$\\frac{\\alpha}{r}$" is "(α / r)"."""
+    """The text with its formulas spelt for a terminal: "$W^\\\\top$" is "W^T"."""
     return re.sub(r"\$([^$]+)\$", lambda formula: spelt(formula[1]), text)
 
 
