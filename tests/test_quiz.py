@@ -116,7 +116,7 @@ def test_an_answer_comes_with_its_mark_and_a_level_can_be_chosen(quiz):
     for q in questions():
         proof = q.proof.replace(CELL, f"the cell of question {q.number} in notebook 17")
         assert (plain(q.question) in out) == (q.level == LEVELS[2])
-        assert q.level != LEVELS[2] or f"{q.mark}: {proof}" in out
+        assert q.level != LEVELS[2] or f"{plain(q.answer)} {q.mark}: {proof}" in out
 
 
 @pytest.mark.parametrize("typed", ["", "\n", "q\n", "\nq\n"])

@@ -41,7 +41,8 @@ def ask(chosen: list[Question]) -> list[tuple[Question, str]]:
                 print()
             if stop:
                 break
-            print(f"{wrapped(plain(question.answer))}\n    {question.mark}: {evidence(question)}")
+            print(wrapped(plain(question.answer)))
+            print(wrapped(f"{question.mark}: {evidence(question)}"))
             grade = read_grade()
             if grade == "q":
                 break
@@ -64,7 +65,8 @@ def read_grade() -> str:
 
 
 def wrapped(text: str) -> str:
-    return textwrap.fill(text, 92, initial_indent="    ", subsequent_indent="    ")
+    return textwrap.fill(text, 92, initial_indent="    ", subsequent_indent="    ",
+                         break_on_hyphens=False)
 
 
 def summary(answered: list[tuple[Question, str]]) -> str:

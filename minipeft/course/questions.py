@@ -56,7 +56,7 @@ def questions(group: str | None = None, level: int | None = None) -> list[Questi
 
 
 def plain(text: str) -> str:
-    """The text with its formulas spelt for a terminal: "$W^\\\\top$" is "W^T"."""
+    """The text with its formulas spelt for a terminal: "$W^\\top$" is "W^T"."""
     return re.sub(r"\$([^$]+)\$", lambda formula: spelt(formula[1]), text)
 
 
