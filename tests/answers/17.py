@@ -36,6 +36,7 @@ ANSWERS = [
     (2, "the matrix as a factor", "    return torch.eye(12), sum(w * s * B @ A for w, (A, B, s) in zip(weights, adapters)), 1.0", "refused: A is (9, 12)"),
     (3, "by counts, population form", "    ahead = sum(x > y for x, y in zip(a, b))\n    behind = sum(x < y for x, y in zip(a, b))\n    n = len(a)\n    d = (ahead - behind) / n\n    return 100 * d, 100 * (((ahead + behind) / n - d**2) / n) ** 0.5", "passes"),
     (3, "statistics module", "    from statistics import mean, stdev\n    d = [x - y for x, y in zip(a, b)]\n    return 100 * mean(d), 100 * stdev(d) / len(d) ** 0.5", "passes"),
+    (3, "root of the differing requests over n", "    n, differ = len(a), sum(x != y for x, y in zip(a, b))\n    return 100 * (sum(a) - sum(b)) / n, 100 * differ**0.5 / n", "refused: subtract the mean of d"),
     (3, "unpaired", "    n = len(a)\n    p, q = sum(a) / n, sum(b) / n\n    return 100 * (p - q), 100 * (p * (1 - p) / n + q * (1 - q) / n) ** 0.5", "refused: pair them"),
     (3, "spread, not error", "    d = torch.tensor(a) - torch.tensor(b)\n    return 100 * d.double().mean().item(), 100 * d.double().std().item()", "refused: the spread of d"),
     (3, "shares", "    d = (torch.tensor(a) - torch.tensor(b)).double()\n    return d.mean().item(), d.std().item() / len(d) ** 0.5", "refused: not as a share"),
