@@ -8,7 +8,7 @@ from test_claims import NOTEBOOKS, headings
 
 from minipeft.__main__ import main
 from minipeft.course.claims import CLAIMS
-from minipeft.course.questions import questions
+from minipeft.course.questions import CELL, LEVELS, MARKS, plain, questions
 
 PLACES = sorted({question.reread for question in questions()})
 
@@ -28,12 +28,15 @@ def quiz(monkeypatch, capsys):
     return run
 
 
-def test_there_are_forty_questions_and_those_of_every_course_come_first():
+def test_the_questions_of_every_course_come_first_and_the_levels_in_order():
     found = questions()
-    assert len(found) >= 40 and len({q.question for q in found}) == len(found)
+    assert len(found) >= 90 and len({q.question for q in found}) == len(found)
     first = [q.question.lower() for q in found[:3]]
     assert "latency" in first[0] and "forgetting" in first[1] and "full fine-tuning" in first[2]
     assert all(all(vars(question).values()) for question in found)
+    levels = [LEVELS.index(question.level) for question in found]
+    assert levels == sorted(levels) and set(levels) == {0, 1, 2}
+    assert {question.mark for question in found} == MARKS.keys()
 
 
 def test_notebook_17_holds_every_question_and_answer_in_order():
@@ -42,17 +45,39 @@ def test_notebook_17_holds_every_question_and_answer_in_order():
     assert len(found) == len(questions())
     for text, q in zip(found, questions()):
         assert f"### {q.number} · {q.question}\n" in text, q.number
-        assert f"\n{q.answer}\n" in text and q.proof in text and q.reread in text, q.number
+        assert f"\n{q.answer}\n" in text and q.reread in text, q.number
+        assert f"**{q.mark.capitalize()}**: {q.proof}." in text, q.number
 
 
 @pytest.mark.parametrize("question", questions(), ids=lambda q: str(q.number))
 def test_a_proof_exists(question):
-    for number in re.findall(r"claims? ([\d and]+)", question.proof):
-        assert all(1 <= int(n) <= len(CLAIMS) for n in re.findall(r"\d+", number))
-    if question.proof == "cell in notebook 17":
-        (at,) = (i for i, cell in enumerate(cells())
-                 if f"### {question.number} · " in cell["source"])
-        assert cells()[at + 1]["cell_type"] == "code"
+    sentences = re.findall(r'"([^"]+)"', question.proof)
+    assert set(sentences) <= {claim.claim for claim in CLAIMS}
+    (at,) = (i for i, cell in enumerate(cells())
+             if cell["source"].startswith(f"### {question.number} · "))
+    follows = cells()[at + 1]
+    assert (CELL in question.proof) == (follows["cell_type"] == "code")
+    for number in re.findall(r"diagnosis (\d+)", question.proof):
+        assert any(f"**Diagnosis {number}." in cell["source"] for cell in cells())
+    if question.mark in ("proved", "counted"):
+        assert CELL in question.proof or "diagnosis" in question.proof
+
+
+@pytest.mark.parametrize("question", questions(), ids=lambda q: str(q.number))
+def test_a_terminal_can_show_every_formula(question):
+    for text in (question.question, question.answer):
+        assert text.count("$") % 2 == 0
+        assert not set(plain(text)) & set("\\${}"), plain(text)
+
+
+@pytest.mark.parametrize("latex, text", [
+    (r"$W_0 + \frac{\alpha}{r} B A$", "W_0 + (α / r) B A"), (r"$\alpha / \sqrt{r}$", "α / √r"),
+    (r"$\partial L/\partial A = s\,B^\top G^\top X$", "dL/dA = s B^T G^T X"),
+    (r"$h + W_{up}\,g(W_{down}\,h)$", "h + W_up g(W_down h)"), ("3 % of $2LP$", "3 % of 2LP"),
+    (r"$\sqrt{N}\,\alpha$, $10^{5}$", "√N α, 10^5"), (r"$e^{q \cdot k}$", "e^(q * k)"),
+    (r"$\lVert W \rVert$", "|W|"), (r"$\Delta W \ne 0$", "ΔW ≠ 0")])
+def test_formulas_are_spelt_for_a_terminal(latex, text):
+    assert plain(latex) == text
 
 
 @pytest.mark.parametrize("place", PLACES)
@@ -67,13 +92,13 @@ def test_what_is_to_be_reread_exists(place):
 def test_the_quiz_grades_and_says_what_to_reread(quiz):
     out = quiz(["--count", "3", "--seed", "1"], "my answer\ny\n\nwhat?\nn\n\np\n")
     assert "3 answered: 1 knew it, 1 partly, 1 not yet" in out and "Reread:" in out
-    asked = [q for q in questions() if q.question[:60] in re.sub(r"\s+", " ", out)]
+    asked = [q for q in questions() if plain(q.question)[:60] in re.sub(r"\s+", " ", out)]
     assert len(asked) == 3 and out.count("did you know it?") == 4       # "what?" was asked again
     assert sum(q.reread in out for q in asked) == 2 or len({q.reread for q in asked}) < 3
 
 
 def test_a_seed_repeats_the_order_and_another_changes_it(quiz):
-    typed = "\ny\n" * 60
+    typed = "\ny\n" * 120
     first, again, other = (quiz(["--seed", seed], typed) for seed in ("1", "1", "2"))
     assert first == again != other
     assert f"{len(questions())} answered: {len(questions())} knew it" in first
@@ -83,7 +108,15 @@ def test_a_seed_repeats_the_order_and_another_changes_it(quiz):
 def test_a_group_is_chosen_by_part_of_its_name(quiz):
     out = quiz(["--group", "qlora"], "\ny\n" * 60)
     assert set(re.findall(r"\[(.*QLoRA.*)\]", out)) == {"NF4 and QLoRA"}
-    assert out.count("proof:") == sum(q.group == "NF4 and QLoRA" for q in questions())
+    assert out.count("did you know it?") == sum(q.group == "NF4 and QLoRA" for q in questions())
+
+
+def test_an_answer_comes_with_its_mark_and_a_level_can_be_chosen(quiz):
+    out = re.sub(r"\s+", " ", quiz(["--level", "3"], "\ny\n" * 120))
+    for q in questions():
+        proof = q.proof.replace(CELL, f"the cell of question {q.number} in notebook 17")
+        assert (plain(q.question) in out) == (q.level == LEVELS[2])
+        assert q.level != LEVELS[2] or f"{plain(q.answer)} {q.mark}: {proof}" in out
 
 
 @pytest.mark.parametrize("typed", ["", "\n", "q\n", "\nq\n"])

@@ -1,8 +1,9 @@
 """`minipeft quiz`: interview questions in a terminal, graded by yourself."""
 import random
+import sys
 import textwrap
 
-from ..course.questions import Question, questions
+from ..course.questions import CELL, LEVELS, Question, plain, questions
 from . import UsageError, count, seed
 
 EXAMPLE = "python -m minipeft quiz --group memory --count 5"
@@ -11,6 +12,8 @@ GRADES = {"y": "knew it", "p": "partly", "n": "not yet"}
 
 def arguments(parser) -> None:
     parser.add_argument("--group", help="only groups whose name contains this, such as qlora")
+    parser.add_argument("--level", type=int, choices=range(1, 1 + len(LEVELS)),
+                        help=", ".join(f"{n}: {name}" for n, name in enumerate(LEVELS, start=1)))
     parser.add_argument("--count", type=count, help="how many questions (default: all)")
     parser.add_argument("--seed", type=seed,
                         help="the same order again (default: another each time)")
@@ -18,7 +21,7 @@ def arguments(parser) -> None:
 
 def run(args) -> None:
     try:
-        chosen = questions(args.group)
+        chosen = questions(args.group, args.level)
     except ValueError as error:
         raise UsageError(str(error)) from error
     random.Random(args.seed).shuffle(chosen)
@@ -31,10 +34,15 @@ def ask(chosen: list[Question]) -> list[tuple[Question, str]]:
     answered = []
     try:
         for number, question in enumerate(chosen, start=1):
-            print(f"\n{number}/{len(chosen)}  [{question.group}]\n{wrapped(question.question)}")
-            if input("    ... ").strip().lower() == "q":
+            print(f"\n{number}/{len(chosen)}  [{question.group}]")
+            print(wrapped(plain(question.question)))
+            stop = input("    ... ").strip().lower() == "q"
+            if not sys.stdin.isatty():          # nobody has typed a line's end that one could see
+                print()
+            if stop:
                 break
-            print(f"{wrapped(question.answer)}\n    proof: {question.proof}")
+            print(wrapped(plain(question.answer)))
+            print(wrapped(f"{question.mark}: {evidence(question)}"))
             grade = read_grade()
             if grade == "q":
                 break
@@ -44,15 +52,21 @@ def ask(chosen: list[Question]) -> list[tuple[Question, str]]:
     return answered
 
 
+def evidence(question: Question) -> str:
+    return question.proof.replace(CELL, f"the cell of question {question.number} in notebook 17")
+
+
 def read_grade() -> str:
     while True:
         grade = input("    did you know it? [y]es, [p]artly, [n]o, [q]uit: ").strip().lower()[:1]
         if grade in (*GRADES, "q"):
             return grade
+        print("    one of these letters, please")
 
 
 def wrapped(text: str) -> str:
-    return textwrap.fill(text, 92, initial_indent="    ", subsequent_indent="    ")
+    return textwrap.fill(text, 92, initial_indent="    ", subsequent_indent="    ",
+                         break_on_hyphens=False)
 
 
 def summary(answered: list[tuple[Question, str]]) -> str:
