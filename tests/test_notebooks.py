@@ -7,7 +7,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-VERDICTS = 118      # lines that end in True, False, yes, no or ok, in all notebooks, at most
+VERDICTS = 3        # lines that end in True, False, yes, no or ok, in all notebooks, at most
 # Cells whose output is a timing of this machine: the only ones whose output is not compared.
 TIMED = json.loads((FOLDER / "timed_cells.json").read_text(encoding="utf-8"))
 
