@@ -5,9 +5,9 @@
 
 # %% 00.2
 big = GPTConfig.preset("llama-33b")
-assert static_bytes("llama-33b", "full") == 16 * count_by_hand(big), "any model"
-assert static_bytes("llama-33b", "LoRA") == (2 * count_by_hand(big) + 16 * lora_count(big, 16, "all")
-                                             ), "any model"
+frozen, adapter = 2 * count_by_hand(big), 16 * lora_count(big, 16, "all")
+assert static_bytes("llama-33b", "full") == 8 * frozen, "any model"
+assert static_bytes("llama-33b", "LoRA") == frozen + adapter, "any model"
 
 # %% 01.1
 assert abs(line(12) - 4 * 36 / 48 * math.log(36) / 6) < 1e-9, "any number of known words"

@@ -33,6 +33,9 @@ WRITING = {"compare --quick": "minipeft.lab.compare.compare",
            "finetune --data data.jsonl": "minipeft.cli.finetune.load",
            "merge run": "minipeft.cli.merge.load",
            "memory --model llama-2-7b": "minipeft.lab.plot.memory_plan_picture",
+           "course student": "minipeft.course.student.release",
+           "course source": "minipeft.course.student.write_source",
+           "course grade class": "minipeft.course.grade.collect",
            "claims --remeasure": "minipeft.course.claims.remeasure",
            "bench nf4": "minipeft.lab.bench_nf4.run", "bench step": "minipeft.lab.bench_step.run"}
 
@@ -48,6 +51,8 @@ def test_output_that_cannot_be_written_is_refused_before_any_work(command, work,
                                                                   tmp_path, capsys):
     if "cli" in work:
         pytest.importorskip("tokenizers")
+    if "student" in work:
+        pytest.importorskip("nbgrader")
     (tmp_path / "a file").write_text("mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(work, lambda *args, **kwargs: pytest.fail("it began to work"))
