@@ -16,7 +16,7 @@ from minipeft.course.exercises import (PASSES, Exercise, defined, exercises, jud
 
 ANSWERS = Path(__file__).parent / "answers"
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
-TABLES = sorted(path.stem for path in ANSWERS.glob("[0-9][0-9].py"))
+TABLES = sorted(path.name[:2] for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 
 def answers(number: str) -> list[tuple[int, str, str, str]]:
