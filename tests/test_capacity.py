@@ -2,15 +2,14 @@
 import dataclasses
 import json
 import math
-from types import SimpleNamespace
 
 import pytest
+from runs_here import RunsHere
 
 from minipeft.__main__ import main
 from minipeft.files import RESULTS
 from minipeft.lab import capacity, plot, summary
 from minipeft.lab.capacity import ARMS, CapacityJob, crossing, doublings, ends, flat, knee
-from minipeft.lab.study import Runs
 from minipeft.peft_model import count_parameters
 from minipeft.recipes import RECIPES
 from minipeft.tiny_world.languages import Languages
@@ -100,16 +99,6 @@ def test_a_run_stores_bits_and_is_the_same_again():
         CapacityJob("lora-3", 2, 0, 1e-3, 25)
 
 
-class Here(Runs):
-    """The study in this process."""
-
-    def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.processes = SimpleNamespace(apply=lambda call, given: call(*given),
-                                         terminate=lambda: None)
-        return self
-
-
 def fake(job: CapacityJob) -> dict:
     """A hundred bits per second of training, up to what the arm can hold; best at 1.8e-3."""
     trained = {"full": 10_000, "lora-1": 1000}[job.arm]
@@ -121,7 +110,7 @@ def fake(job: CapacityJob) -> dict:
 
 def test_the_study_finds_the_rate_the_knee_and_the_end(tmp_path, monkeypatch):
     monkeypatch.setattr(capacity, "run", fake)
-    monkeypatch.setattr(capacity, "Runs", Here)
+    monkeypatch.setattr(capacity, "Runs", RunsHere)
     runs = capacity.study(tmp_path, 1, arms=("lora-1", "full"), offered=(2, 8))
     for arm in ("lora-1", "full"):
         swept = {r["lr"] for r in capacity.tried(runs, arm, 8)}

@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import SMALL
+from runs_here import RunsHere
 
 from minipeft import GPT
 from minipeft.files import check_keys
 from minipeft.lab import tool_calls as lines
 from minipeft.lab import tool_calls_plot as plot
-from minipeft.lab.study import Runs
 from minipeft.lab.tool_calls import Job, best_rate, chosen, differences, forgotten, rates
 from minipeft.llm.chat import END, read_jsonl
 from minipeft.llm.finetune import validate
@@ -260,16 +260,6 @@ def test_the_pictures_show_a_mark_for_each_number():
 # The order
 
 
-class Here(Runs):
-    """The study in this process."""
-
-    def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.processes = SimpleNamespace(apply=lambda call, given: call(*given),
-                                         terminate=lambda: None)
-        return self
-
-
 def fake(job: Job) -> dict:
     """Best at 3e-3 (LoRA) and 1e-2 (QLoRA)."""
     grid = lines.WEIGHTS
@@ -280,7 +270,7 @@ def fake(job: Job) -> dict:
 
 
 def test_the_study_does_what_is_missing_and_ends_with_every_phase(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(study, "Runs", Here)
+    monkeypatch.setattr(study, "Runs", RunsHere)
     monkeypatch.setattr(study, "run", fake)
     drawn = set()
     monkeypatch.setattr(study, "save_figure", lambda draw, path: drawn.add(path.stem))
