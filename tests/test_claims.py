@@ -11,6 +11,7 @@ from minipeft.__main__ import main
 from minipeft.course import claims
 from minipeft.course.claims import CLAIMS, VERDICTS, Claim, exact, fact, report, within
 from minipeft.course.claims.measured import energy_rank
+from minipeft.course.claims.observed import at_equal_loss
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -142,3 +143,11 @@ def test_wrong_usage_is_refused(capsys):
         main(["claims", "--seeds", "0"])
     assert stop.value.code == 2
     assert "--seeds: must be a whole number, at least 1" in capsys.readouterr().err
+
+
+def test_forgetting_is_compared_between_rates_that_learned_as_much():
+    """Of ours the one that solves and forgets least (2), of theirs the least at its loss (0.5)."""
+    rows = [(1.0, 0.01, 3), (1.0, 0.05, 2), (0.9, 0.3, 1)], [(1.0, 0.04, 0.5), (1.0, 0.05, 0.7),
+                                                             (1.0, 0.06, 0.1)]
+    ours, theirs = ([dict(zip(("share", "loss", "forgetting"), row)) for row in of] for of in rows)
+    assert at_equal_loss(ours, theirs) == 1.5

@@ -248,6 +248,7 @@ def test_every_claim_in_words_has_a_rule():
         for column, claim in zip(summary.COLUMNS, claims):
             low, high = summary.RULES[column, claim]
             assert low <= high
+    assert summary.agrees("performance", "lower", -100.2)     # a wrong belief is less than nothing
 
 
 def test_the_grids_of_rates_are_fine_enough():

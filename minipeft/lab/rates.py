@@ -109,17 +109,23 @@ def with_stored(found: dict) -> dict:
 
 
 def stored_means() -> list[dict]:
-    """Of each task, arm and rate of the stored sweep: loss (None: some seed diverged), share, and
-    forgetting, averaged over the seeds; `chosen`: the rate that is used."""
-    sweep, groups = stored(), {}
-    for run_ in sweep["runs"]:
+    """`means` of the stored sweep; `chosen`: the rate that is used."""
+    sweep = stored()
+    return [found | dict(chosen=sweep["chosen"].get(found["task"], {}).get(found["arm"])
+                         == found["lr"]) for found in means(sweep["runs"])]
+
+
+def means(runs: list[dict]) -> list[dict]:
+    """Of each task, arm and rate: loss (None: some seed diverged), share, and forgetting, averaged
+    over the seeds."""
+    groups = {}
+    for run_ in runs:
         groups.setdefault((run_["task"], run_["arm"], run_["lr"]), []).append(run_)
     found = []
     for (task, arm, lr), group in groups.items():
         whole = all(run_["loss"] is not None for run_ in group)
-        used = sweep["chosen"].get(task, {}).get(arm)
         found.append(dict(
-            task=task, arm=arm, lr=lr, n=len(group), chosen=used == lr,
+            task=task, arm=arm, lr=lr, n=len(group),
             share=statistics.mean(run_["share"] for run_ in group),
             loss=statistics.mean(run_["loss"] for run_ in group) if whole else None,
             forgetting=statistics.mean(forgotten(run_) for run_ in group) if whole else None))

@@ -29,7 +29,7 @@ RULES = {
     ("memory", "none"): (0, 0), ("memory", "medium"): (25, 50),
     ("memory", "high"): (50, 100), ("memory", "very high"): (75, 100),
     ("performance", "best"): (-2, math.inf), ("performance", "near-FFT"): (-2, math.inf),
-    ("performance", "good"): (-10, math.inf), ("performance", "lower"): (-100, -2),
+    ("performance", "good"): (-10, math.inf), ("performance", "lower"): (-math.inf, -2),
 }
 UNITS = {
     "updates": "share of all parameters that is trained",

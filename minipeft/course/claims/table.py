@@ -26,8 +26,8 @@ CLAIMS = (
           "bf16 hardly", COMPUTED, f"{BOTTLENECK}: What PEFT changes: the bytes",
           computed.seven_b_on_16_gib),
     Claim(4, "r is usually 8, 16 or 64", "both", IMPRECISE,
-          "a habit that says nothing of your task: r = 1 learns one language, and forgets more; of "
-          "eight it learns less in the same steps",
+          "a habit that says nothing of your task: r = 1 learns one language, and at equal loss "
+          "forgets more; of eight it learns less in the same steps",
           "Hu et al. 2021, Table 6: q and v, r = 1 73.4 / 91.3, r = 64 73.5 / 91.4",
           f"{LORA}: How much rank does a new skill need?", observed.usual_ranks),
     Claim(5, "Comparable to full fine-tuning for most tasks, with 1% of the cost", OVERVIEW, FALSE,
