@@ -144,7 +144,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 class KVCache:
     """The keys and values one layer has computed for the tokens so far, (B, H_kv, T, D) each.
 
-    `attention_mask`, of the first of these tokens: False where a row has padding; None: nowhere.
+    `attention_mask` (B, at most T) is False where a row has padding; tokens beyond it are text.
     """
 
     def __init__(self):
@@ -165,14 +165,14 @@ class KVCache:
             self.attention_mask = self.attention_mask[:, :length].expand(rows, -1)
 
     def expect(self, attention_mask: Tensor, T: int) -> None:
-        """Of the next T tokens the last have this mask; virtual ones before them are no padding."""
+        """This is the mask of the next T tokens; virtual ones before its own are no padding."""
         new = F.pad(attention_mask.bool(), (T - attention_mask.shape[1], 0), value=True)
         held = self.mask_with(0)
         held = new.new_ones(len(new), len(self)) if held is None else held
         self.attention_mask = torch.cat([held, new], dim=1)
 
     def mask_with(self, T: int) -> Tensor | None:
-        """The mask of these tokens and of T more, (B, S); what it does not reach is no padding."""
+        """The mask of these tokens and of T more, (B, S), if any of them is padding."""
         mask, S = self.attention_mask, len(self) + T
         return None if mask is None else F.pad(mask, (0, S - mask.shape[1]), value=True)
 
@@ -297,7 +297,7 @@ class Decoder(nn.Module):
             x = x[:, -T:]                    # the soft prompt is in the caches already
         each = [None] * len(self.layers) if caches is None else caches
         if caches is None and attention_mask is not None:
-            each = (KVCache() for _ in self.layers)     # for the mask; each kept for its layer only
+            each = (KVCache() for _ in self.layers)     # for the mask, one layer at a time
         for layer, cache in zip(self.layers, each, strict=True):
             if attention_mask is not None:
                 cache.expect(attention_mask, x.shape[1])
