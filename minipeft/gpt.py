@@ -12,7 +12,7 @@ and Llama-2-7B on the meta device. It helps the adapters with two lines, marked 
 """
 import functools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -135,16 +135,20 @@ def rope_table(dim: int, length: int, theta: float, device: torch.device) -> tup
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x[i], x[i + D/2]) by its position's angle; x (B, H, T, D), cos (T, D)."""
+    """Turn each pair (x[i], x[i + D/2]) by its position's angle; x (B, H, T, D), cos (T, D), or
+    (B, 1, T, D) where the rows have positions of their own."""
     left, right = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-right, left], dim=-1) * sin
 
 
 class KVCache:
-    """The keys and values one layer has computed for the tokens so far, (B, H_kv, T, D) each."""
+    """The keys and values one layer has computed for the tokens so far, (B, H_kv, T, D) each.
+
+    `attention_mask` (B, at most T) is False where a row has padding; tokens beyond it are text.
+    """
 
     def __init__(self):
-        self.k = self.v = None
+        self.k = self.v = self.attention_mask = None
 
     def __len__(self) -> int:
         return 0 if self.k is None else self.k.shape[2]
@@ -157,6 +161,20 @@ class KVCache:
     def share(self, length: int, rows: int) -> None:
         """One row's first `length` keys and values become those of `rows` rows, without a copy."""
         self.k, self.v = (t[:, :, :length].expand(rows, -1, -1, -1) for t in (self.k, self.v))
+        if self.attention_mask is not None:
+            self.attention_mask = self.attention_mask[:, :length].expand(rows, -1)
+
+    def expect(self, attention_mask: Tensor, T: int) -> None:
+        """This is the mask of the next T tokens; virtual ones before its own are no padding."""
+        new = F.pad(attention_mask.bool(), (T - attention_mask.shape[1], 0), value=True)
+        held = self.mask_with(0)
+        held = new.new_ones(len(new), len(self)) if held is None else held
+        self.attention_mask = torch.cat([held, new], dim=1)
+
+    def mask_with(self, T: int) -> Tensor | None:
+        """The mask of these tokens and of T more, (B, S), if any of them is padding."""
+        mask, S = self.attention_mask, len(self) + T
+        return None if mask is None else F.pad(mask, (0, S - mask.shape[1]), value=True)
 
 
 class Attention(nn.Module):
@@ -180,35 +198,59 @@ class Attention(nn.Module):
         B, T, C = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)   # (B, H, T, D)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
-        start = (0 if cache is None else len(cache)) + (0 if prefix_kv is None
-                                                        else prefix_kv[0].shape[2])
-        cos, sin = self.positions(start, start + T, x)                            # (T, D)
+        P = 0 if prefix_kv is None else prefix_kv[0].shape[2]
+        start = P + (0 if cache is None else len(cache))
+        mask = None if cache is None else cache.mask_with(T)
+        at = None if mask is None else P + positions_in_row(mask, T)              # (B, 1, T)
+        cos, sin = self.positions(start, start + T, x, at)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)
         if prefix_kv is not None:                                                 # (adapters)
             k, v = (torch.cat([p.to(t.dtype).expand(B, -1, -1, -1), t], dim=2)    # (B, H, S, D)
                     for p, t in zip(prefix_kv, (k, v)))
-        out = attend(q, k, v)
+        out = attend(q, k, v, mask)
         return self.o_proj(out.transpose(1, 2).reshape(B, T, C))
 
-    def positions(self, start: int, stop: int, x: Tensor) -> tuple[Tensor, Tensor]:
+    def positions(self, start: int, stop: int, x: Tensor,
+                  at: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """cos and sin of start ... stop - 1, (T, D) each, or of the positions `at` below stop."""
         check_length(stop, self.config)
         cos, sin = rope_table(self.config.head_dim, self.config.max_position_embeddings,
                               self.config.rope_theta, x.device)               # (positions, D)
-        return cos[start:stop].to(x.dtype), sin[start:stop].to(x.dtype)
+        where = slice(start, stop) if at is None else at
+        return cos[where].to(x.dtype), sin[where].to(x.dtype)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def positions_in_row(attention_mask: Tensor, T: int) -> Tensor:
+    """Of each row's last T tokens, (B, 1, T): how many before it are no padding."""
+    return (attention_mask.cumsum(1) - 1).clamp(min=0)[:, None, -T:]
+
+
+def seen(T: int, S: int, attention_mask: Tensor | None, device: torch.device) -> Tensor:
+    """Which of S keys the last T positions see: (T, S), or (B, 1, T, S) where there is padding.
+
+    Query t sees keys 0 ... S - T + t that are no padding. `attention_mask` tells which of the last
+    keys are padding; a prefix before them is not. Padding sees itself as well, for a softmax over
+    no key at all is NaN.
+    """
+    causal = torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+    if attention_mask is None:
+        return causal
+    keys = F.pad(attention_mask, (S - attention_mask.shape[1], 0), value=True)    # (B, S)
+    return causal & keys[:, None, None] | causal.triu(S - T)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, attention_mask: Tensor | None = None) -> Tensor:
     """Causal attention of the last T of S positions; q (B, H, T, D), k and v (B, H_kv, S, D)."""
     T, S = q.shape[2], k.shape[2]
     mask = None
-    if 1 < T < S:   # a prefix or a cache stands in front: query t sees keys 0 ... S - T + t
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    if 1 < T < S or attention_mask is not None:     # a prefix, a cache or padding stands in front
+        mask = seen(T, S, attention_mask, q.device)
     dtype = q.dtype
     if dtype == torch.bfloat16 and q.device.type == "cpu":   # its backward pass is far slower there
         q, k, v = q.float(), k.float(), v.float()
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=T == S,
+    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None and T == S,
                                           enable_gqa=q.shape[1] != k.shape[1]).to(dtype)
 
 
@@ -247,13 +289,18 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, input_ids: Tensor, caches: list[KVCache] | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, caches: list[KVCache] | None = None,
+                attention_mask: Tensor | None = None) -> Tensor:
         T = input_ids.shape[1]
         x = self.embed_tokens(input_ids)     # (B, T, C), or (B, P + T, C) behind a soft prompt
         if caches and len(caches[0]):
             x = x[:, -T:]                    # the soft prompt is in the caches already
         each = [None] * len(self.layers) if caches is None else caches
+        if caches is None and attention_mask is not None:
+            each = (KVCache() for _ in self.layers)     # for the mask, one layer at a time
         for layer, cache in zip(self.layers, each, strict=True):
+            if attention_mask is not None:
+                cache.expect(attention_mask, x.shape[1])
             x = layer(x, cache)
         return self.norm(x[:, -T:])          # (B, T, C), without the soft prompt (adapters)
 
@@ -301,39 +348,53 @@ class GPT(nn.Module):
                 depth = 2 * self.config.num_hidden_layers if residual else 1
                 nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features * depth))
 
-    def forward(self, input_ids: Tensor, logits_at=None,
-                caches: list[KVCache] | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, logits_at=None, caches: list[KVCache] | None = None,
+                attention_mask: Tensor | None = None) -> Tensor:
         """Logits (B, T, V); with `logits_at`, an index or mask into (B, T), only those positions'.
 
         The head is the widest matrix of a small model: training needs it on labels only.
+
+        attention_mask: (B, T), 1 for a token and 0 for padding. Wherever the padding stands, the
+        logits of a row's tokens are those of the row without it; its own mean nothing. The mask is
+        that of `input_ids`: what stands in the caches keeps the mask it came with. Padding on the
+        right needs no mask, for no token sees it.
         """
-        x = self.model(input_ids, caches)                                  # (B, T, C)
+        check_mask(attention_mask, input_ids)
+        x = self.model(input_ids, caches, attention_mask)                  # (B, T, C)
         return self.lm_head(x if logits_at is None else x[logits_at])
 
     def generate(self, input_ids: Tensor, max_new_tokens: int, temperature: float = 0.0,
-                 eos_token_id: int | Sequence[int] | None = None) -> Tensor:
+                 eos_token_id: int | Sequence[int] | None = None,
+                 attention_mask: Tensor | None = None) -> Tensor:
         """(B, T) to (B, T + at most max_new_tokens); greedy at temperature 0, else sampled.
 
         A row that has produced `eos_token_id`, or one of several, is filled up with it (the first
-        of them); all rows done ends early. Rows are of one length and without padding: there is no
-        mask to hide it.
+        of them); all rows done ends early.
+
+        Rows of unequal lengths: `model.generate(**pad_left(rows), max_new_tokens=20)`. Padding is
+        what `attention_mask` (B, T) says, 0 on the left of a row and 1 on its tokens; no id means
+        padding by itself, so without a mask all of them are text.
         """
-        new = list(self.stream(input_ids, max_new_tokens, temperature, eos_token_id))
+        new = list(self.stream(input_ids, max_new_tokens, temperature, eos_token_id,
+                               attention_mask))
         return torch.cat([input_ids, *new], dim=1)
 
     @torch.no_grad()
     def stream(self, input_ids: Tensor, max_new_tokens: int, temperature: float = 0.0,
-               eos_token_id: int | Sequence[int] | None = None) -> Iterator[Tensor]:
+               eos_token_id: int | Sequence[int] | None = None,
+               attention_mask: Tensor | None = None) -> Iterator[Tensor]:
         """The new tokens of `generate` as they are made, (B, 1) each."""
         check_token_ids(input_ids, self.config.vocab_size)
+        check_padded_left(attention_mask, input_ids)
         check_sampling(max_new_tokens, temperature)
         check_length(input_ids.shape[1] + max_new_tokens - 1, self.config)
         ends = end_tokens(eos_token_id, self.config.vocab_size).to(input_ids.device)
         caches = [KVCache() for _ in self.model.layers]
         new, done = input_ids, torch.zeros_like(input_ids[:, :1], dtype=torch.bool)
         for _ in range(max_new_tokens):
-            logits = self(new, logits_at=(slice(None), -1), caches=caches)        # (B, V)
-            new = sample(logits, temperature)                                     # (B, 1)
+            logits = self(new, logits_at=(slice(None), -1), caches=caches,
+                          attention_mask=attention_mask)                          # (B, V)
+            new, attention_mask = sample(logits, temperature), None               # (B, 1)
             if len(ends):
                 new = torch.where(done, ends[0], new)
                 done = done | torch.isin(new, ends)
@@ -383,6 +444,9 @@ def sample(logits: Tensor, temperature: float) -> Tensor:
 
 def check_token_ids(input_ids: Tensor, vocab_size: int) -> None:
     """ValueError unless ids are a (B, T) integer tensor with T > 0 and 0 <= id < vocab_size."""
+    if not isinstance(input_ids, Tensor):
+        raise ValueError(f"token ids must be a (B, T) integer tensor, got {type(input_ids)}; of "
+                         f"rows of unequal lengths pad_left makes one, and its attention_mask")
     if input_ids.ndim != 2 or input_ids.numel() == 0 or input_ids.is_floating_point():
         raise ValueError(f"token ids must be a non-empty (B, T) integer tensor, "
                          f"got {input_ids.dtype} {tuple(input_ids.shape)}")
@@ -390,6 +454,47 @@ def check_token_ids(input_ids: Tensor, vocab_size: int) -> None:
     if low < 0 or high >= vocab_size:
         raise ValueError(f"token ids must lie in 0 ... {vocab_size - 1}, got {low} ... {high}; "
                          f"is this the model's own tokenizer?")
+
+
+def check_mask(attention_mask: Tensor | None, input_ids: Tensor) -> None:
+    """ValueError unless the mask is None, or integers or booleans of the ids' shape; what they are
+    is not looked at, which would make a GPU wait."""
+    if attention_mask is None:
+        return
+    if not isinstance(attention_mask, Tensor) or attention_mask.is_floating_point() or (
+            attention_mask.shape != input_ids.shape):
+        got = (f"{attention_mask.dtype} {tuple(attention_mask.shape)}"
+               if isinstance(attention_mask, Tensor) else type(attention_mask))
+        raise ValueError(f"attention_mask must be integers or booleans of the shape of the token "
+                         f"ids, {tuple(input_ids.shape)}, got {got}")
+
+
+def check_padded_left(attention_mask: Tensor | None, input_ids: Tensor) -> None:
+    """ValueError unless each row of the mask is zeros, if any, then ones: a row goes on at its end,
+    which must be text."""
+    check_mask(attention_mask, input_ids)
+    if attention_mask is None:
+        return
+    mask = attention_mask.long()
+    wrong = (mask.diff() < 0).any(1) | (mask[:, 0] < 0) | (mask[:, -1] != 1)                 # (B,)
+    if wrong.any():
+        row = int(wrong.nonzero()[0])
+        raise ValueError(f"generate wants padding on the left: each row of attention_mask is 0 on "
+                         f"it and 1 from the first token to the end, as pad_left makes it; got for "
+                         f"row {row} {mask[row].tolist()!r:.80}")
+
+
+def pad_left(rows: Iterable[Sequence[int] | Tensor]) -> dict[str, Tensor]:
+    """Rows of token ids as one batch for `model.generate(**pad_left(rows), max_new_tokens=20)`.
+
+    input_ids and attention_mask, (B, T) each: 0 and 0 on the left of what is shorter than T.
+    """
+    rows = [torch.as_tensor(row) for row in rows]
+    if not rows or any(row.ndim != 1 or not len(row) or row.is_floating_point() for row in rows):
+        raise ValueError(f"pad_left wants rows of token ids, one or more and none of them empty, "
+                         f"got {[tuple(row.shape) for row in rows]}")
+    pad = functools.partial(nn.utils.rnn.pad_sequence, batch_first=True, padding_side="left")
+    return {"input_ids": pad(rows), "attention_mask": pad([torch.ones_like(row) for row in rows])}
 
 
 def require_gpt(model: nn.Module, method: str) -> None:

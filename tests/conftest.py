@@ -10,6 +10,7 @@ torch.set_flush_denormal(True)
 
 SMALL = GPTConfig(vocab_size=61, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                   num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+UNEQUAL = [[5], [7, 7, 60, 0], list(range(3, 53, 2)), list(range(11))]     # 1, 4, 25 and 11 tokens
 
 
 @pytest.fixture

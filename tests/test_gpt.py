@@ -4,9 +4,10 @@ import sys
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, UNEQUAL
 
 from minipeft import GPT, GPTConfig
+from minipeft.gpt import KVCache, pad_left, seen
 
 PARAMETERS = {    # published counts of the models
     "llama-7b": 6_738_415_616, "llama-2-7b": 6_738_415_616, "llama-13b": 13_015_864_320,
@@ -211,3 +212,173 @@ def test_logits_that_are_not_finite_are_an_error_and_no_answer(temperature, mode
 def test_a_cache_for_every_layer_or_none(model, ids):
     with pytest.raises(ValueError, match="shorter"):
         model(ids, caches=[])
+    with pytest.raises(ValueError, match="shorter"):
+        model(ids, caches=[], attention_mask=torch.ones_like(ids))
+
+
+# Rows of unequal lengths. Every method with them is in tests/test_methods.py
+
+# float32 sums of up to 64 terms of size 1, in another order, over two layers
+SUM_ORDER = 1e-5
+
+
+def caches_of(model):
+    return [KVCache() for _ in model.model.layers]
+
+
+def test_rows_are_padded_on_the_left_and_the_mask_says_where():
+    batch = pad_left([[5, 6, 7], torch.tensor([8])])
+    assert batch["input_ids"].tolist() == [[5, 6, 7], [0, 0, 8]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+@pytest.mark.parametrize("rows", [[], [[1], []], [[1.5]], [torch.ones(2, 2, dtype=torch.long)]])
+def test_what_is_no_row_of_token_ids_is_not_padded(rows):
+    with pytest.raises(ValueError, match="pad_left wants rows of token ids"):
+        pad_left(rows)
+
+
+@pytest.mark.parametrize("T, S, mask", [
+    (1, 6, [[0, 1, 1, 0]]), (4, 4, [[0, 0, 1, 1], [1, 1, 1, 1]]),
+    (3, 6, [[0, 0, 0, 1], [1, 0, 1, 0]]), (3, 5, None)])
+def test_a_query_sees_the_text_before_it_and_padding_sees_itself(T, S, mask):
+    """By loops. Of S keys the last are under the mask, the first are a prefix."""
+    B = 1 if mask is None else len(mask)
+    expected = torch.zeros(B, 1, T, S, dtype=torch.bool)
+    for b in range(B):
+        for t in range(T):
+            query = S - T + t
+            for key in range(query + 1):
+                own = key - (S - len(mask[b])) if mask is not None else -1
+                expected[b, 0, t, key] = own < 0 or mask[b][own] == 1 or key == query
+    out = seen(T, S, None if mask is None else torch.tensor(mask) == 1, torch.device("cpu"))
+    assert torch.equal(out.expand(B, 1, T, S), expected)
+    assert out.any(-1).all(), "softmax over no key is NaN"
+
+
+@pytest.mark.parametrize("mask", [[1] * 5 + [0] * 2, [0, 0, 1, 0, 1, 1, 0], [0, 1, 1, 1, 1, 1, 1]])
+def test_padding_anywhere_is_as_if_it_was_not_there(mask, model, ids):
+    real = torch.tensor(mask).bool()
+    out = model(ids, attention_mask=real.expand(3, -1))
+    assert out.isfinite().all()
+    torch.testing.assert_close(out[:, real], model(ids[:, real]), rtol=0, atol=SUM_ORDER)
+
+
+def test_a_mask_that_hides_nothing_changes_nothing(model, ids):
+    out = model(ids, attention_mask=torch.ones_like(ids))
+    torch.testing.assert_close(out, model(ids), rtol=0, atol=SUM_ORDER)
+
+
+@pytest.mark.parametrize("dtype, atol", [
+    (torch.float32, SUM_ORDER),
+    # bfloat16 keeps 8 bits: logits up to 4 have steps of 1/64, and a few roundings differ
+    (torch.bfloat16, 3 / 64)])
+def test_a_batch_of_unequal_rows_is_the_rows_alone(dtype, atol, model):
+    """A token is compared where no other comes as near as the tolerance."""
+    model, batch, n = model.to(dtype), pad_left(UNEQUAL), 12
+    logits, out = model(**batch), model.generate(**batch, max_new_tokens=n)
+    for row, of_row, said in zip(UNEQUAL, logits, out):
+        torch.testing.assert_close(of_row[-len(row):], model(torch.tensor([row]))[0], rtol=0,
+                                   atol=atol)
+        said = said[-len(row) - n:]
+        assert said[:len(row)].tolist() == row
+        best, second = model(said[None, :-1])[0, -n:].float().topk(2).values.T
+        clear = best - second > 2 * atol
+        assert clear.sum() > n / 2
+        wanted = model(said[None, :-1])[0, -n:].argmax(-1)
+        assert torch.equal(said[-n:][clear], wanted[clear])
+
+
+def test_each_row_of_a_batch_ends_where_it_ends_alone(model):
+    batch, n = pad_left(UNEQUAL), 12
+    free = [model.generate(torch.tensor([row]), n)[0, len(row):].tolist() for row in UNEQUAL]
+    ends = [free[0][3], free[2][6]]
+    expected = []
+    for row in free:
+        stop = next((i for i, token in enumerate(row) if token in ends), n)
+        expected.append(row[:stop + 1] + [ends[0]] * (n - stop - 1))
+    assert len({row.index(ends[0]) if ends[0] in row else n for row in expected}) > 2
+    out = model.generate(**batch, max_new_tokens=n, eos_token_id=ends)
+    T = batch["input_ids"].shape[1]
+    assert torch.equal(out[:, :T], batch["input_ids"])
+    assert out[:, T:].tolist() == [row[:out.shape[1] - T] for row in expected]
+
+
+def test_sampling_from_a_batch_of_unequal_rows(model):
+    """At a low temperature the likeliest, at a high one not; the stream yields columns."""
+    batch = pad_left(UNEQUAL)
+    likeliest = model.generate(**batch, max_new_tokens=5)
+    assert torch.equal(model.generate(**batch, max_new_tokens=5, temperature=1e-6), likeliest)
+    torch.manual_seed(3)
+    hot = model.generate(**batch, max_new_tokens=5, temperature=5.0)
+    assert hot.shape == likeliest.shape == (4, 30) and not torch.equal(hot, likeliest)
+    new = list(model.stream(**batch, max_new_tokens=5))
+    assert torch.equal(torch.cat(new, dim=1), likeliest[:, 25:])
+
+
+def test_a_cache_remembers_its_padding_while_more_text_comes(model):
+    """Two turns, padded both, then a token without a mask; beside each row's text in one piece."""
+    first, second = pad_left(UNEQUAL), pad_left(UNEQUAL[::-1])
+    third = torch.tensor([[1], [2], [3], [4]])
+    caches = caches_of(model)
+    model(**first, caches=caches)
+    with pytest.raises(ValueError, match="at most 64 positions"):      # leaves the caches as before
+        model(third.expand(-1, 60), caches=caches, attention_mask=torch.ones(4, 60).long())
+    turn, token = model(**second, caches=caches), model(third, caches=caches)
+    for b, (row, more) in enumerate(zip(UNEQUAL, UNEQUAL[::-1])):
+        alone = model(torch.tensor([[*row, *more, b + 1]]))[0, len(row):]
+        torch.testing.assert_close(torch.cat([turn[b, -len(more):], token[b]]), alone, rtol=0,
+                                   atol=SUM_ORDER)
+
+
+@pytest.mark.parametrize("mask", [None, [[0, 0, 1, 1, 1]]])
+def test_unequal_rows_behind_a_start_that_they_share(mask, model):
+    start, kept = torch.tensor([[9, 8, 7, 6, 5]]), 4
+    caches = caches_of(model)
+    model(start, caches=caches, attention_mask=None if mask is None else torch.tensor(mask))
+    for cache in caches:
+        cache.share(kept, len(UNEQUAL))
+    out = model(**pad_left(UNEQUAL), caches=caches)
+    before = [7, 6] if mask else [9, 8, 7, 6]
+    for row, of_row in zip(UNEQUAL, out):
+        alone = model(torch.tensor([before + row]))[0, len(before):]
+        torch.testing.assert_close(of_row[-len(row):], alone, rtol=0, atol=SUM_ORDER)
+
+
+def test_the_mask_of_a_forward_is_not_looked_at():
+    """A GPU does not wait for it: on the meta device there is nothing to look at."""
+    with torch.device("meta"):
+        ids = torch.zeros(2, 5, dtype=torch.long)
+        assert GPT(SMALL)(ids, attention_mask=ids).shape == (2, 5, 61)
+
+
+IDS = torch.tensor([[1, 2, 3], [4, 5, 6]])
+
+
+@pytest.mark.parametrize("mask, got", [
+    ([[1, 1, 1], [1, 0, 1]], r"row 1 \[1, 0, 1\]"),                   # a hole
+    ([[1, 1, 0], [1, 1, 1]], r"row 0 \[1, 1, 0\]"),                   # padded on the right
+    ([[0, 0, 0], [1, 1, 1]], r"row 0 \[0, 0, 0\]"),                   # no text
+    ([[1, 1, 1], [0, 1, 2]], r"row 1 \[0, 1, 2\]"),
+    ([[-1, 0, 1], [0, 1, 1]], r"row 0 \[-1, 0, 1\]")])
+def test_generation_goes_on_behind_text_only(mask, got, model):
+    with pytest.raises(ValueError, match="wants padding on the left: .* as pad_left makes it; got "
+                                         f"for {got}"):
+        model.generate(IDS, 2, attention_mask=torch.tensor(mask))
+
+
+@pytest.mark.parametrize("mask, got", [
+    (torch.ones(2, 4, dtype=torch.long), r"torch.int64 \(2, 4\)"),
+    (torch.ones(3, dtype=torch.bool), r"torch.bool \(3,\)"),
+    (torch.zeros(2, 3), r"torch.float32 \(2, 3\)"),          # what others add to the scores
+    ([[1, 1, 1], [1, 1, 1]], "<class 'list'>")])
+def test_a_mask_of_another_shape_or_kind_is_refused(mask, got, model):
+    for call in (lambda: model(IDS, attention_mask=mask),
+                 lambda: model.generate(IDS, 2, attention_mask=mask)):
+        with pytest.raises(ValueError, match=rf"shape of the token ids, \(2, 3\), got {got}"):
+            call()
+
+
+def test_rows_that_are_no_tensor_are_told_how_they_become_one(model):
+    with pytest.raises(ValueError, match="got <class 'list'>; of rows of unequal lengths pad_left"):
+        model.generate([[1, 2], [3]], 2)

@@ -3,11 +3,12 @@ import copy
 
 import pytest
 import torch
-from conftest import SMALL
+from conftest import SMALL, UNEQUAL
 from torch import nn
 
 from minipeft import (GPT, HoulsbyConfig, LoraConfig, PeftModel, PrefixTuningConfig,
                       PromptTuningConfig, get_peft_model, quantize_model)
+from minipeft.gpt import pad_left
 from minipeft.peft_model import METHODS
 from minipeft.train import TrainConfig, train
 
@@ -172,14 +173,53 @@ def test_generate_uses_the_adapter_with_and_without_a_cache(case, ids):
     assert torch.equal(peft_model.generate(ids, 6), out)
 
 
+def stirred_in_float64(base, config):
+    """Every trained tensor away from its start; sums in another order then differ by 1e-15."""
+    peft_model = get_peft_model(base.double(), config, adapter_dtype=torch.float64).eval()
+    with torch.no_grad():
+        for p in peft_model.parameters():
+            if p.requires_grad:
+                p.add_(torch.randn_like(p), alpha=0.1)
+    return peft_model
+
+
+def test_rows_of_unequal_lengths_in_one_batch_are_the_rows_alone(case):
+    """Logits, and greedy tokens with and without a cache, of the adapted model and the merged."""
+    base, config, _, can_merge, _ = case
+    model, batch = stirred_in_float64(base, config), pad_left(UNEQUAL)
+    for form in ("adapted", "merged")[:1 + can_merge]:
+        model = model.merge_and_unload().double() if form == "merged" else model
+        logits, out, ids = model(**batch), model.generate(**batch, max_new_tokens=6), batch
+        for _ in range(6):
+            new = model(**ids)[:, -1].argmax(-1, keepdim=True)
+            ids = {key: torch.cat([t, new if key == "input_ids" else torch.ones_like(new)], dim=1)
+                   for key, t in ids.items()}
+        assert torch.equal(out, ids["input_ids"])
+        for row, of_row, said in zip(UNEQUAL, logits, out):
+            alone = torch.tensor([row])
+            torch.testing.assert_close(of_row[-len(row):], model(alone)[0], rtol=0, atol=1e-12)
+            assert torch.equal(said[-len(row) - 6:], model.generate(alone, 6)[0])
+
+
+def test_gradients_of_a_padded_batch_are_the_sums_of_its_rows(case):
+    base, config, *_ = case
+    model, batch = stirred_in_float64(base, config), pad_left(UNEQUAL)
+    trained = [p for p in model.parameters() if p.requires_grad]
+
+    def gradients(loss):
+        return torch.autograd.grad(loss, trained)
+
+    together = gradients(model(**batch)[batch["attention_mask"].bool()].square().sum())
+    alone = zip(*(gradients(model(torch.tensor([row])).square().sum()) for row in UNEQUAL))
+    for gradient, of_rows in zip(together, alone):
+        assert gradient.isfinite().all() and gradient.count_nonzero()
+        torch.testing.assert_close(gradient, sum(of_rows), rtol=1e-9, atol=1e-9)
+
+
 def test_gradients_agree_with_finite_differences_in_float64(case, ids):
     base, config, *_ = case
-    peft_model = get_peft_model(base.double(), config, adapter_dtype=torch.float64).eval()
-    parameters = [p for p in peft_model.parameters() if p.requires_grad]
-    with torch.no_grad():       # away from B = 0, where half of the gradients vanish
-        for p in parameters:
-            p.add_(torch.randn_like(p), alpha=0.1)
-    parameter = parameters[-1]
+    peft_model = stirred_in_float64(base, config)       # from B = 0 half of the gradients vanish
+    parameter = [p for p in peft_model.parameters() if p.requires_grad][-1]
     direction = torch.randn_like(parameter)
 
     def along(step):

@@ -16,6 +16,7 @@ MODELS = {"heads, untied": SIZES,
           "heads, tied": replace(SIZES, tie_word_embeddings=True),
           "grouped heads, tied": replace(SIZES, num_key_value_heads=2, tie_word_embeddings=True)}
 IDS = torch.randint(0, SIZES.vocab_size, (3, 7), generator=torch.Generator().manual_seed(1))
+UNEQUAL = [[5], *(row[:n] for row, n in zip(IDS, (4, 7, 2)))]        # rows of token ids
 
 
 def pair(config: GPTConfig) -> tuple[GPT, LlamaForCausalLM]:

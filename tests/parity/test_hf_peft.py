@@ -12,9 +12,10 @@ import torch
 from safetensors.torch import load_file
 
 from minipeft import LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
+from minipeft.gpt import pad_left
 from minipeft.train import TrainConfig, train
 
-from .peers import IDS, MODELS, cross_entropy, loads_quietly, pair, to_dtype, twins
+from .peers import IDS, MODELS, UNEQUAL, cross_entropy, loads_quietly, pair, to_dtype, twins
 
 AGAINST = "`peft`"
 T = IDS.shape[1]
@@ -153,6 +154,10 @@ def test_an_adapter_saved_here_loads_in_hf_peft(name, models, tmp_path, compare)
     theirs.generation_config.eos_token_id = None     # LlamaConfig's default is 2
     tokens = theirs.generate(input_ids=IDS, max_new_tokens=6, do_sample=False, pad_token_id=0)
     compare(f"{name}: our file there, greedy tokens", AGAINST, ours.generate(IDS, 6), tokens, 0)
+    batch = pad_left(UNEQUAL)
+    tokens = theirs.generate(**batch, max_new_tokens=6, do_sample=False, pad_token_id=0)
+    compare(f"{name}: our file there, greedy tokens of a padded batch", AGAINST,
+            ours.generate(**batch, max_new_tokens=6), tokens, 0)
 
 
 def test_every_adapter_of_a_folder_loads_in_hf_peft(models, tmp_path, compare):
