@@ -21,8 +21,8 @@ CODES = {
     "NF4": (NF4_CODE, "quantiles of a normal distribution (QLoRA, appendix E)"),
     "INT4": (INT4_CODE, "the integers -8 to 7, over 7; the first, drawn hollow, is out of reach"),
     "FP4": (FP4_CODE, "bitsandbytes' table for quant_type fp4: a sign bit, two exponent bits, one "
-                      "mantissa bit, so that zero stands twice, as -0 and 0; the FP4 of the OCP standard (E2M1) has 1/12 = 0.083 where "
-                      "this one has 1/192 = 0.0052"),
+                      "mantissa bit, so that zero stands twice, as -0 and 0; the FP4 of the OCP "
+                      "standard (E2M1) has 1/12 = 0.083 where this one has 1/192 = 0.0052"),
 }
 
 
