@@ -324,6 +324,15 @@ def test_nothing_in_the_page_is_loaded_from_elsewhere(html):
     assert rule.startswith("default-src 'none';") and "http" not in rule
 
 
+def test_no_text_of_a_result_ends_the_data_early(monkeypatch):
+    text = {"name": "</script><script src='https://example.org'></script><!-- &lt; é"}
+    monkeypatch.setattr(page, "data", lambda: text)
+    tags = Tags(page.html())
+    assert [json.loads(each) for each in tags.texts if each.startswith('{"name')] == [text]
+    assert [attributes for tag, attributes in tags.tags if tag == "script"] == [
+        {}, {"type": "application/json", "id": "data"}, {}]
+
+
 def test_every_control_has_a_label_and_every_picture_a_name_and_a_table(written):
     text = written.read_text(encoding="utf-8").partition("<script>")[0]
     for part in text.split("<label>")[1:]:

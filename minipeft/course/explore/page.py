@@ -69,7 +69,8 @@ def data() -> dict:
 def looks() -> dict[str, dict]:
     """What the marks and lines of each arm look like, by its label."""
     return ({recipe.label: drawn(look(method)) for method, recipe in RECIPES.items()}
-            | {arm.label: drawn(shade(name)) for name, arm in capacity.ARMS.items()
+            | {arm.label: drawn(shade(name), "-dot" if name.endswith("-qv") else "")
+               for name, arm in capacity.ARMS.items()
                if arm.label not in {recipe.label for recipe in RECIPES.values()}}
             | {sized(dict(arm=arm, size=size)): drawn(look(arm), form)
                for arm in RECIPES for (_, size), form in zip(
