@@ -36,6 +36,7 @@ WRITING = {"compare --quick": "minipeft.lab.compare.compare",
            "course student": "minipeft.course.student.release",
            "course source": "minipeft.course.student.write_source",
            "course grade class": "minipeft.course.grade.collect",
+           "course explore": "minipeft.course.explore.page.html",
            "claims --remeasure": "minipeft.course.claims.remeasure",
            "bench nf4": "minipeft.lab.bench_nf4.run", "bench step": "minipeft.lab.bench_step.run"}
 
@@ -53,10 +54,13 @@ def test_output_that_cannot_be_written_is_refused_before_any_work(command, work,
         pytest.importorskip("tokenizers")
     if "student" in work:
         pytest.importorskip("nbgrader")
+    if "explore" in work:
+        pytest.importorskip("plotly")
     (tmp_path / "a file").write_text("mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(work, lambda *args, **kwargs: pytest.fail("it began to work"))
-    assert main([*command.split(), "--out", out]) == 1
+    file = f"{out}/explore.html" if "explore" in work else out         # the others name a folder
+    assert main([*command.split(), "--out", file]) == 1
     stdout, err = capsys.readouterr()
     assert stdout == "" and err.count("\n") == 1
     assert f"nothing can be written into {Path(out)} (" in err and "with --out" in err

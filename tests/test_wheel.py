@@ -109,7 +109,8 @@ def adapter(installed) -> None:
 def test_the_wheel_holds_the_package_its_data_and_nothing_else(wheel):
     with zipfile.ZipFile(wheel) as archive:
         held = {name for name in archive.namelist() if ".dist-info/" not in name}
-    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minipeft").rglob("*.py")}
+    code = {path.relative_to(ROOT).as_posix() for path in (ROOT / "minipeft").rglob("*.*")
+            if path.suffix in (".py", ".html")}
     assert held == code | {f"minipeft/{name}" for name in DATA}
     assert wheel.stat().st_size < 6.5e6
 

@@ -1,4 +1,5 @@
-"""`minipeft course`: the student version, one solution, a learner's progress, a class's grades."""
+"""`minipeft course`: the student version, one solution, a learner's progress, a class's grades, the
+stored results to explore."""
 import csv
 import io
 import sys
@@ -25,6 +26,9 @@ def arguments(parser) -> None:
     solution = doing.add_parser("solution", help="print one solution")
     solution.add_argument("exercise", metavar="NN.N", help="such as 03.2")
     progress = doing.add_parser("progress", help="run your answers, each exercise alone")
+    exploring = doing.add_parser("explore", help="an interactive page of the stored results")
+    exploring.add_argument("--out", type=Path, default=Path("explore.html"), metavar="FILE",
+                           help="page to write (default: explore.html)")
     grading = doing.add_parser("grade", help="run a class's answers; a table, and grades.csv")
     grading.add_argument("--out", type=Path, default=Path("results"),
                          help="folder for grades.csv (default: results)")
@@ -41,7 +45,7 @@ def arguments(parser) -> None:
 
 def run(args) -> None:
     {"student": student, "source": source, "solution": solution, "progress": progress,
-     "grade": grades}[args.doing](args)
+     "grade": grades, "explore": explored}[args.doing](args)
 
 
 def student(args) -> None:
@@ -89,6 +93,13 @@ def grades(args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     write_text(args.out / "grades.csv", text.getvalue())
     print(f"written: {args.out / 'grades.csv'}")
+
+
+def explored(args) -> None:
+    from ..course import explore                        # needs plotly, the others do not
+    check_output(args.out.parent)
+    explore.write(args.out)
+    print(f"written: {args.out}")
 
 
 def line(row: grade.Row) -> str:

@@ -52,11 +52,16 @@ def shares(results: dict, arm: str, task: str) -> list[float]:
     return [run["share"] for run in results["runs"] if (run["arm"], run["task"]) == (arm, task)]
 
 
+def usual_form(arm: str) -> str:
+    """The form whose latency is compared, unless another is asked for."""
+    return "merged" if arm == "lora" else "as trained"
+
+
 def latency_overhead(results: dict, arm: str, phase: str = "prefill", rows: int = 1,
                      form: str | None = None) -> float:
     """Percent of the unadapted model's time on top, median of the ratios; LoRA merged unless asked
     otherwise."""
-    form = form if form is not None else "merged" if arm == "lora" else "as trained"
+    form = usual_form(arm) if form is None else form
     ratio = results["costs"][arm]["latency"][f"{form}, {phase}, {rows}"]["ratio"]
     return 100 * (ratio["median"] - 1)
 
