@@ -31,14 +31,15 @@ ROOMS = {"nf4": "reference state cpu gpu dispatch linear __init__",
          "llm": "__init__ gguf chat smollm2 shared_prefix run_files finetune",
          "lab": "__init__ sources hf_config memory study runs rates graded capacity intervals "
                 "compare summary plot tool_calls tool_calls_plot diagrams bench_nf4 bench_step",
-         "course": "__init__ notebook questions execute exercises assignment student grade "
-                   "claims",
+         "course": "__init__ notebook questions boxes cards execute exercises assignment student "
+                   "grade claims",
          "claims": "claim counts computed measured observed table report __init__",
          "cli": "__init__"}
 OPTIONAL = {"triton": {"gpu"}, "tokenizers": {"smollm2"}, "transformers": {"bench_step"},
             "peft": {"bench_step"}, "bitsandbytes": {"bench_nf4", "bench_step"},
             "nbclient": {"execute"}, "nbformat": {"execute", "student"},
-            "jupyter_client": {"execute"}, "ipykernel": {"execute"}, "nbgrader": {"student"}}
+            "jupyter_client": {"execute"}, "ipykernel": {"execute"}, "nbgrader": {"student"},
+            "genanki": {"cards"}}
 
 
 def module_of(path: Path) -> tuple[str, ...]:
