@@ -38,8 +38,8 @@ def opened(path: Path) -> dict[str, tuple]:
 
 def imported(collection: dict, deck: dict) -> list[str]:
     """What Anki does with each note of a deck, done to a collection: a new guid is added; a known
-    one of the same layout takes the new fields if it was changed later (its manual, "Packaged
-    Decks": "Update notes: if newer")."""
+    one of the same layout takes the new fields if it is newer (its manual, "Packaged Decks",
+    "Updating")."""
     done = []
     for guid, note in deck.items():
         old = collection.get(guid)

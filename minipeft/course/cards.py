@@ -4,7 +4,7 @@
 
 Deck, layout and notes have ids that stay. So who imports a later deck over an earlier one gets
 every changed answer and keeps his own dates: Anki takes a note's new fields if the note has the
-same id and layout and was made later (its manual, "Importing", "Packaged Decks").
+same id and layout and is newer (its manual, "Packaged Decks", "Updating").
 """
 import contextlib
 import html
