@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from datetime import date
 from pathlib import Path
 
 import tiny_gguf
@@ -24,6 +25,7 @@ import torch
 
 from minipeft import GPT, LoraConfig, PeftModel, get_peft_model
 from minipeft.cli.finetune import checked
+from minipeft.course import boxes
 from minipeft.files import read_json
 from minipeft.lab import hf_config, memory
 from minipeft.llm import chat, run_files, smollm2
@@ -193,6 +195,7 @@ def make_files(folder: Path) -> None:
         {**vars(tiny_gguf.CONFIG), "model_type": "llama", "hidden_act": "silu", "head_dim": 8,
          "architectures": ["LlamaForCausalLM"], "attention_bias": False}))
     (folder / "quant_state" / "quant_state").write_bytes(bytes(state[PACKED_KEY].tolist()))
+    boxes.keep(folder / "quiz.json" / "quiz.json", "latency", "y", date(2026, 11, 26))
     (folder / "list.json" / "list.json").write_text(json.dumps(
         [{"question": "a", "answer": "b", "number": n} for n in range(3)]))
     turn = {"role": "user", "content": "hé"}, {"role": "assistant", "content": "b", "weight": 1}
@@ -245,6 +248,7 @@ KINDS = {
     "run.json": (lambda path: checked(run_files.read_settings(path.parent), path), damaged_json, 3),
     "config.json": (plan, damaged_json, 3),
     "list.json": (lambda path: read_json(path, wanted=list, keys=WORDS), damaged_json, 2),
+    "quiz.json": (boxes.read, damaged_json, 2),
     "quant_state": (read_state, damaged_json, 2),
 }
 

@@ -760,8 +760,7 @@ def test_a_state_that_is_not_finite_is_not_written_over_a_good_checkpoint(spoil,
 
 
 @pytest.mark.parametrize("line", ["finetune --seed SEED --data data.jsonl --out run",
-                                  "generate hello --seed SEED", "pretrain --seed SEED --out out",
-                                  "quiz --seed SEED"])
+                                  "generate hello --seed SEED", "pretrain --seed SEED --out out"])
 @pytest.mark.parametrize("seed", [10**23, -1, 2**32, "1.5", "", "nan"])
 def test_a_seed_that_no_generator_takes_is_wrong_usage(line, seed, command, capsys):
     with pytest.raises(SystemExit) as stop:

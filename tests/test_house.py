@@ -31,8 +31,8 @@ ROOMS = {"nf4": "reference state cpu gpu dispatch linear __init__",
          "llm": "__init__ gguf chat smollm2 shared_prefix run_files finetune",
          "lab": "__init__ sources hf_config memory study runs rates graded capacity intervals "
                 "compare summary plot tool_calls tool_calls_plot diagrams bench_nf4 bench_step",
-         "course": "__init__ notebook questions execute exercises assignment student grade "
-                   "claims explore",
+         "course": "__init__ notebook questions boxes cards execute exercises assignment student "
+                   "grade claims explore",
          "claims": "claim counts computed measured observed table report __init__",
          "explore": "runs rates levels page __init__",
          "cli": "__init__"}
@@ -40,7 +40,7 @@ OPTIONAL = {"triton": {"gpu"}, "tokenizers": {"smollm2"}, "transformers": {"benc
             "peft": {"bench_step"}, "bitsandbytes": {"bench_nf4", "bench_step"},
             "nbclient": {"execute"}, "nbformat": {"execute", "student"},
             "jupyter_client": {"execute"}, "ipykernel": {"execute"}, "nbgrader": {"student"},
-            "plotly": {"page"}}
+            "genanki": {"cards"}, "plotly": {"page"}}
 
 
 def module_of(path: Path) -> tuple[str, ...]:

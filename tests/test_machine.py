@@ -209,7 +209,8 @@ def test_claims_as_json_stays_json(printed, monkeypatch):
     assert [entry["notebook"] for entry in json.loads(out)] == [c.notebook for c in chosen]
 
 
-def test_quiz_prints_its_questions(printed, monkeypatch):
+def test_quiz_prints_its_questions(printed, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
     monkeypatch.setattr(sys, "stdin", io.StringIO("\ny\n" * len(questions())))
     assert "alpha" in printed(["quiz"])[0]
 

@@ -18,6 +18,13 @@ def cells() -> list[dict]:
     return [cell | {"source": "".join(cell["source"])} for cell in notebook["cells"]]
 
 
+@pytest.fixture(autouse=True)
+def data(monkeypatch, tmp_path):
+    """No test sees the grades of whoever runs it."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    return tmp_path / "minipeft"
+
+
 @pytest.fixture
 def quiz(monkeypatch, capsys):
     """quiz(["--count", "2"], "\\ny\\n\\nn\\n"): what the command prints when this is typed."""
@@ -36,6 +43,8 @@ def test_the_questions_of_every_course_come_first_and_the_levels_in_order():
     assert all(all(vars(question).values()) for question in found)
     levels = [LEVELS.index(question.level) for question in found]
     assert levels == sorted(levels) and set(levels) == {0, 1, 2}
+    assert len({q.id for q in found}) == len(found)
+    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", q.id) for q in found)
     assert {question.mark for question in found} == MARKS.keys()
 
 
@@ -90,19 +99,23 @@ def test_what_is_to_be_reread_exists(place):
 
 
 def test_the_quiz_grades_and_says_what_to_reread(quiz):
-    out = quiz(["--count", "3", "--seed", "1"], "my answer\ny\n\nwhat?\nn\n\np\n")
+    out = quiz(["--count", "3"], "my answer\ny\n\nwhat?\nn\n\np\n")
     assert "3 answered: 1 knew it, 1 partly, 1 not yet" in out and "Reread:" in out
     asked = [q for q in questions() if plain(q.question)[:60] in re.sub(r"\s+", " ", out)]
     assert len(asked) == 3 and out.count("did you know it?") == 4       # "what?" was asked again
     assert sum(q.reread in out for q in asked) == 2 or len({q.reread for q in asked}) < 3
 
 
-def test_a_seed_repeats_the_order_and_another_changes_it(quiz):
-    typed = "\ny\n" * 120
-    first, again, other = (quiz(["--seed", seed], typed) for seed in ("1", "1", "2"))
-    assert first == again != other
-    assert f"{len(questions())} answered: {len(questions())} knew it" in first
-    assert "Nothing to reread." in first
+def test_all_are_asked_in_the_order_of_the_file_and_then_nothing_is_new(quiz):
+    out = quiz([], "\ny\n" * 120)
+    assert out.startswith(f"0 again, {len(questions())} new. ")
+    flat = re.sub(r"\s+", " ", out)
+    places = [flat.index(f" new {plain(q.question)} ... ") for q in questions()]
+    assert places == sorted(places)
+    assert f"{len(questions())} answered: {len(questions())} knew it" in out
+    assert "Nothing to reread." in out
+    assert quiz([]).startswith("Nothing here is due or new; --all asks all the same.\nDue: 0 now, ")
+    assert f"{len(questions())} again, 0 new." in quiz(["--all"])
 
 
 def test_a_group_is_chosen_by_part_of_its_name(quiz):
@@ -139,6 +152,10 @@ def test_ctrl_c_ends_the_quiz_with_what_was_answered(quiz, monkeypatch):
 @pytest.mark.parametrize("argv, message", [
     (["--count", "0"], "--count: must be a whole number, at least 1"),
     (["--group", "cooking"], "the groups are: The three that every course asks; "),
+    (["--forget", "--cards", "a.apkg"], "not allowed with argument --forget"),
+    (["--forget", "--level", "1"], "--forget erases every grade; leave --group and --level out"),
+    (["--forget", "--count", "2"], "--count and --all are for asking; leave them out"),
+    (["--cards", "a.apkg", "--all"], "--count and --all are for asking; leave them out"),
 ])
 def test_wrong_usage_is_one_line_and_status_2(argv, message, capsys):
     with pytest.raises(SystemExit) as stop:

@@ -73,7 +73,8 @@ class Installed:
 
     def __init__(self, wheel: Path, home: Path) -> None:
         self.home, self.folder = home, home / "a folder"
-        self.environ = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+        self.environ = {**os.environ, "XDG_DATA_HOME": str(home / "data")}
+        self.environ.pop("PYTHONPATH", None)
         self.folder.mkdir()
         done(sys.executable, "-m", "venv", "--without-pip", home / "venv")
         names = {"base": str(home / "venv"), "platbase": str(home / "venv")}
@@ -121,6 +122,7 @@ def test_it_is_found_where_it_was_installed_and_asks_the_questions_that_lie_ther
     printed = done(installed.scripts / "minipeft", "quiz", "--count", "1", input="\nq\n",
                    cwd=installed.folder, env=installed.environ)
     assert "did you know it?" in printed
+    assert f"Kept in {installed.home / 'data' / 'minipeft' / 'quiz.json'}" in printed
 
 
 @pytest.mark.long

@@ -26,7 +26,7 @@ COMMANDS = {
     "merge": "merge an adapter into SmolLM2; writes a plain safetensors model for transformers",
     "memory": "plan a fine-tuning run: what will it take, and does it fit",
     "claims": "judge what courses say about PEFT: verdict, numbers, source, notebook",
-    "quiz": "interview questions, one at a time, graded by yourself",
+    "quiz": "interview questions, graded by yourself and remembered, or as flash cards for Anki",
     "notebooks": "list the notebooks and what each asks; with --execute, run them in place",
     "course": "the course without its answers: hand it out, see how far you are, grade a class",
     "bench": "time the kernels beside the reference libraries",

@@ -29,6 +29,7 @@ PLAIN = (
 @dataclass(frozen=True)
 class Question:
     number: int        # as in notebook 17
+    id: str            # never another: grades are remembered by it, and flash cards updated
     level: str         # one of LEVELS; inside a level, those asked most come first
     group: str
     question: str
@@ -41,7 +42,8 @@ class Question:
 def questions(group: str | None = None, level: int | None = None) -> list[Question]:
     """All, or those of the groups whose name contains `group`, of that level (1, 2 or 3);
     ValueError if there is none."""
-    keys = dict.fromkeys(("level", "group", "question", "answer", "mark", "proof", "reread"), str)
+    keys = dict.fromkeys(("id", "level", "group", "question", "answer", "mark", "proof", "reread"),
+                         str)
     entries = read_json(QUESTIONS, wanted=list, keys=keys)
     every = [Question(number, **entry) for number, entry in enumerate(entries, start=1)]
     found = [q for q in every if level is None or q.level == LEVELS[level - 1]]
@@ -53,6 +55,11 @@ def questions(group: str | None = None, level: int | None = None) -> list[Questi
         raise ValueError(f"no group {group!r}{nearest(group, names)}; the groups are: "
                          f"{'; '.join(names)}")
     return chosen
+
+
+def evidence(question: Question) -> str:
+    """Where the proof is, for who is not in notebook 17."""
+    return question.proof.replace(CELL, f"the cell of question {question.number} in notebook 17")
 
 
 def plain(text: str) -> str:
