@@ -26,7 +26,8 @@ from minipeft import GPT, LoraConfig, PeftModel, get_peft_model
 from minipeft.cli.finetune import checked
 from minipeft.files import read_json
 from minipeft.lab import hf_config, memory
-from minipeft.llm import chat, run_files, smollm2
+from minipeft.llm import chat, gguf_model, run_files
+from minipeft.llm.gguf import BLOCK, GGUF
 from minipeft.nf4 import QuantState, quantize_nf4
 from minipeft.nf4.state import PACKED_KEY
 
@@ -126,14 +127,17 @@ def damaged_header(content: bytes, rng: random.Random) -> bytes:
 
 def damaged_gguf(content: bytes, rng: random.Random) -> bytes:
     """A whole GGUF file with other metadata or other tensors; `content` is not read."""
-    metadata, tensors = tiny_gguf.metadata(), dict(TENSORS)
+    metadata = rng.choice((tiny_gguf.metadata, tiny_gguf.pieces))()
+    tensors = dict(rng.choice(TENSORS))
     for _ in range(rng.choice((1, 1, 2))):
         key, name = rng.choice(list(metadata)), rng.choice(list(tensors))
         shape, kind, content = tensors[name]
         what = rng.randrange(7)
         if what == 0:
-            metadata[key] = rng.choice((0, 1, 7, 2**32 - 1, True, False, 0.0, float("nan"), 1e30,
-                                        "", "x", "smollm", ["a"], ["a b", "c"], [0], [3] * 261))
+            metadata[key] = rng.choice((
+                0, 1, 7, 2**32 - 1, True, False, 0.0, float("nan"), 1e30, "", "x", "smollm",
+                "llama-bpe", "qwen2", "gpt2", "llama", ["a"], ["a b", "c"], [0], [1] * 261,
+                [3] * 261, ["\u2581" * k for k in range(261)], [1e38] * 261, [float("nan")] * 261))
         elif what == 1:
             metadata.pop(key)
         elif what == 2:
@@ -146,7 +150,7 @@ def damaged_gguf(content: bytes, rng: random.Random) -> bytes:
             tensors[name] = (tuple(rng.choice((0, 1, 32, 33, 2**20, 2**40, 2**63))
                                    for _ in range(rng.randrange(6))), kind, content)
         elif what == 5:
-            tensors[name] = shape, rng.choice((0, 1, 2, 3, 8, 14, 30, 2**32 - 1)), content
+            tensors[name] = shape, rng.choice((*BLOCK, 6, 14, 2**32 - 1)), content
         else:
             tensors[rng.choice(("x", "blk.9.attn_q.weight", "blk.0.attn_q.bias", "",
                                 "output.weight", "blk..weight"))] = tensors.pop(name)
@@ -156,7 +160,7 @@ def damaged_gguf(content: bytes, rng: random.Random) -> bytes:
 # ---------------------------------------------------------------- readers
 
 
-TENSORS = tiny_gguf.tensors()
+TENSORS = [tiny_gguf.tensors(), *(tiny_gguf.tensors(kinds=[kind]) for kind in BLOCK)]
 
 
 def base() -> GPT:
@@ -235,7 +239,7 @@ CHECKPOINT = {n: p for n, p in get_peft_model(base(), LoraConfig(4)).named_param
 WORDS = dict(question=str, answer=str, number=int)
 # file: (what reads it, ways to damage it beside that of bytes, its share of the inputs)
 KINDS = {
-    "a.gguf": (smollm2.load, damaged_gguf, 5),
+    "a.gguf": (lambda path: gguf_model.load(GGUF(path)), damaged_gguf, 6),
     "data.jsonl": (read_examples, damaged_json, 5),
     "adapter_config.json": (load_adapter, damaged_json, 3),
     "adapter_model.safetensors": (load_adapter, damaged_header, 3),

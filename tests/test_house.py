@@ -28,14 +28,14 @@ __main__
 """
 ROOMS = {"nf4": "reference state cpu gpu dispatch linear __init__",
          "tiny_world": "__init__ grammar village documents languages tasks pretrain",
-         "llm": "__init__ gguf chat smollm2 shared_prefix run_files finetune",
+         "llm": "__init__ gguf gguf_model chat smollm2 shared_prefix run_files finetune",
          "lab": "__init__ sources hf_config memory study runs rates graded capacity intervals "
                 "compare summary plot tool_calls tool_calls_plot diagrams bench_nf4 bench_step",
          "course": "__init__ notebook questions execute exercises assignment student grade "
                    "claims",
          "claims": "claim counts computed measured observed table report __init__",
          "cli": "__init__"}
-OPTIONAL = {"triton": {"gpu"}, "tokenizers": {"smollm2"}, "transformers": {"bench_step"},
+OPTIONAL = {"triton": {"gpu"}, "tokenizers": {"gguf_model"}, "transformers": {"bench_step"},
             "peft": {"bench_step"}, "bitsandbytes": {"bench_nf4", "bench_step"},
             "nbclient": {"execute"}, "nbformat": {"execute", "student"},
             "jupyter_client": {"execute"}, "ipykernel": {"execute"}, "nbgrader": {"student"}}

@@ -1,0 +1,294 @@
+"""A model of the Llama architecture from a GGUF file: its sizes, its weights, its tokenizer.
+
+    model, tokenizer = load(GGUF(path))
+
+What such a file says and GPT, or its tokenizer, does not compute is refused by its key. The keys:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; what they mean where that is silent
+(which pattern cuts texts, where a token is put in front): llama.cpp's llama-vocab.cpp.
+"""
+import re
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..adapter_file import check_shapes
+from ..files import KINDS, plain, short
+from ..gpt import GPT, GPTConfig
+from .gguf import GGUF
+
+try:
+    from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers,
+                            pre_tokenizers, processors)
+except ImportError as error:
+    raise ImportError("a language model needs the package tokenizers; install it with: "
+                      "pip install tokenizers") from error
+
+ANOTHER = "take another file"
+
+# llama.cpp's names of a layer's tensors, and HuggingFace's
+LAYER = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
+         "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+         "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
+         "ffn_norm": "post_attention_layernorm"}
+TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+# GPTConfig's names and llama.cpp's
+SIZES = {"hidden_size": "embedding_length", "intermediate_size": "feed_forward_length",
+         "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
+         "max_position_embeddings": "context_length"}
+OTHERS = {"vocab_size": ("vocab_size", int), "rope_theta": ("rope.freq_base", float),
+          "num_key_value_heads": ("attention.head_count_kv", int),
+          "rms_norm_eps": ("attention.layer_norm_rms_epsilon", float)}
+
+# How a text is cut into words before pairs are merged, by llama.cpp's name of it
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)                  # with GPT-2's pattern
+PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+"
+           r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+
+
+def cut_by_pattern(digits: str) -> pre_tokenizers.PreTokenizer:
+    """Llama 3's words, numbers cut into as many `digits` as a pattern's {1,3} says."""
+    words = pre_tokenizers.Split(Regex(PATTERN.replace("DIGITS", digits)), "isolated")
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False,
+                                                                    use_regex=False)])
+
+
+LLAMA_3 = "llama-bpe"
+WORDS = {"gpt-2": BYTES,
+         "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), BYTES]),
+         LLAMA_3: cut_by_pattern("{1,3}"), "qwen2": cut_by_pattern("")}
+TOKENIZER = ("model", "pre", "tokens", "token_type", "merges", "scores", "bos_token_id",
+             "eos_token_id", "eot_token_id", "eom_token_id", "unknown_token_id",
+             "padding_token_id", "seperator_token_id", "mask_token_id", "cls_token_id",
+             "add_bos_token", "add_space_prefix")
+NOTHING_ELSE_ADDED = {"add_eos_token": False, "add_sep_token": False,
+                      "remove_extra_whitespaces": False}
+TOKEN_TYPES = NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+SPACE, LONGEST_PIECE = "\u2581", 256      # a piece of a sentence has a space as U+2581
+
+
+def unpermute(weight: Tensor, n_heads: int) -> Tensor:
+    """The rows of q or k in HuggingFace's order; weight (H D, C).
+
+    llama.cpp turns neighbouring rows (2 i, 2 i + 1) of a head as a pair, HuggingFace and `rotate`
+    rows (i, i + D / 2), so the converter has interleaved each head's two halves.
+    """
+    return weight.unflatten(0, (n_heads, -1, 2)).transpose(1, 2).flatten(0, 2)
+
+
+def entry(gguf: GGUF, key: str, kind: type):
+    """A value of the metadata; ValueError if it is missing or of another kind."""
+    value = gguf.metadata.get(key)
+    if type(value) is not kind:
+        raise ValueError(f"{gguf.path}: {key} must be {KINDS.get(kind, 'an array of numbers')}, "
+                         f"got {short(value)}; {ANOTHER}")
+    return value
+
+
+def check_known(gguf: GGUF, prefix: str, read: Iterable[str], fixed: dict) -> None:
+    """ValueError for an entry below `prefix` that is not `read`, unless its value is the one in
+    `fixed`: what it says would change what the model computes, or the ids of its tokens."""
+    for key, value in gguf.metadata.items():
+        name = key.removeprefix(prefix)
+        if key.startswith(prefix) and name not in read:
+            if name not in fixed or type(value) is not type(fixed[name]) or value != fixed[name]:
+                wanted = f"only {fixed[name]!r} is" if name in fixed else "it is not"
+                raise ValueError(f"{gguf.path}: {plain(key)} is {short(value)}, and {wanted} "
+                                 f"implemented here; {ANOTHER}")
+
+
+def read_config(gguf: GGUF) -> GPTConfig:
+    """The model's sizes; ValueError for an architecture that GPT does not compute."""
+    architecture = gguf.metadata.get("general.architecture")
+    if not isinstance(architecture, str) or architecture != "llama":    # an array has no truth
+        raise ValueError(f"{gguf.path} must hold a model of the architecture 'llama', "
+                         f"got {short(architecture)}; {ANOTHER}")
+    sizes = {name: entry(gguf, f"llama.{key}", int) for name, key in SIZES.items()}
+    if sizes["num_hidden_layers"] > len(gguf.tensors):      # before as many layers are built
+        raise ValueError(f"{gguf.path} announces {sizes['num_hidden_layers']} layers and holds "
+                         f"{len(gguf.tensors)} tensors; {ANOTHER}")
+    others = {name: entry(gguf, f"llama.{key}", kind) for name, (key, kind) in OTHERS.items()
+              if f"llama.{key}" in gguf.metadata}
+    others["rms_norm_eps"] = float(str(np.float32(others.get("rms_norm_eps", 1e-5))))
+    if "vocab_size" not in others:
+        others["vocab_size"] = len(entry(gguf, "tokenizer.ggml.tokens", list))
+    try:
+        config = GPTConfig(**sizes, **others,
+                           tie_word_embeddings="output.weight" not in gguf.tensors)
+    except ValueError as error:
+        raise ValueError(f"{gguf.path}: {error}; {ANOTHER}") from None
+    D = config.head_dim
+    check_known(gguf, "llama.", [*SIZES.values(), *(key for key, _ in OTHERS.values())],
+                {"rope.dimension_count": D, "attention.key_length": D, "attention.value_length": D,
+                 "expert_count": 0, "expert_used_count": 0, "rope.scaling.type": "none"})
+    return config
+
+
+def hf_name(gguf: GGUF, name: str) -> str:
+    """HuggingFace's name of a tensor; ValueError for one that GPT does not have."""
+    match = re.fullmatch(r"(?:blk\.(0|[1-9][0-9]{0,5})\.)?(\w+)\.weight", name)
+    layer, part = match.groups() if match else (None, None)
+    known = LAYER if layer else TOP
+    if part not in known:
+        raise ValueError(f"{gguf.path}: the tensor {plain(name)} belongs to another model than "
+                         f"GPT computes; {ANOTHER}")
+    return f"model.layers.{layer}.{known[part]}.weight" if layer else f"{known[part]}.weight"
+
+
+def read_weights(gguf: GGUF, model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Every tensor under HuggingFace's name, the rows of q and k in HuggingFace's order.
+
+    ValueError, before any is unpacked, unless names and shapes are those of `model`.
+    """
+    config, names = model.config, {hf_name(gguf, name): name for name in gguf.tensors}
+    wanted = model.state_dict()
+    if config.tie_word_embeddings:
+        del wanted["lm_head.weight"]
+    found = {ours: torch.empty(gguf.tensors[name][0], device="meta")
+             for ours, name in names.items()}
+    check_shapes(wanted, found, gguf.path)
+    weights = {}
+    for ours, name in names.items():
+        weights[ours] = gguf.tensor(name).to(dtype)
+        if ours.endswith(("q_proj.weight", "k_proj.weight")):
+            n_heads = config.num_attention_heads if "q_proj" in ours else config.kv_heads
+            weights[ours] = unpermute(weights[ours], n_heads)
+    return weights
+
+
+def read_tokenizer(gguf: GGUF) -> Tokenizer:
+    """Pairs of bytes ("gpt2", as GPT-2, Llama 3 and Qwen2) or pieces of sentences ("llama", as
+    Llama 1 and 2), and in front of a text the token that the file wants there, if any.
+
+    ValueError for a tokenizer of another kind.
+    """
+    check_known(gguf, "tokenizer.ggml.", TOKENIZER, NOTHING_ELSE_ADDED)
+    kind = entry(gguf, "tokenizer.ggml.model", str)
+    if kind not in READERS:
+        raise ValueError(f"{gguf.path}: tokenizer.ggml.model must be {' or '.join(READERS)}, got "
+                         f"{short(kind)}; {ANOTHER}")
+    ids, kinds = read_words(gguf)
+    tokenizer = READERS[kind](gguf, ids, kinds)
+    added = [AddedToken(word, special=kind in (CONTROL, UNKNOWN), normalized=False)
+             for word, kind in zip(ids, kinds) if kind in (CONTROL, UNKNOWN, USER_DEFINED)]
+    tokenizer.add_special_tokens([token for token in added if token.special])
+    tokenizer.add_tokens([token for token in added if not token.special])
+    begins = kind == "llama" or gguf.metadata["tokenizer.ggml.pre"] == LLAMA_3
+    if said(gguf, "add_bos_token", begins):
+        bos = entry(gguf, "tokenizer.ggml.bos_token_id", int)
+        if not 0 <= bos < len(kinds) or kinds[bos] != CONTROL:
+            raise ValueError(f"{gguf.path}: tokenizer.ggml.bos_token_id must be the id of a "
+                             f"control token, got {bos}; {ANOTHER}")
+        first = {"id": "bos", "ids": [bos], "tokens": [list(ids)[bos]]}
+        tokenizer.post_processor = processors.TemplateProcessing("bos $A", None, [first])
+    return tokenizer
+
+
+def said(gguf: GGUF, name: str, default: bool) -> bool:
+    """What the file says about its tokenizer, or llama.cpp's default."""
+    key = f"tokenizer.ggml.{name}"
+    return entry(gguf, key, bool) if key in gguf.metadata else default
+
+
+def read_words(gguf: GGUF) -> tuple[dict[str, int], np.ndarray]:
+    """(id by word, type of each); ValueError unless words differ and every type is known."""
+    words = entry(gguf, "tokenizer.ggml.tokens", list)
+    kinds = entry(gguf, "tokenizer.ggml.token_type", np.ndarray)
+    ids = {word: i for i, word in enumerate(words)}
+    if not len(ids) == len(words) == len(kinds) or set(kinds.tolist()) - set(TOKEN_TYPES):
+        raise ValueError(f"{gguf.path}: tokenizer.ggml.tokens must differ, each with a token_type "
+                         f"of {', '.join(map(str, TOKEN_TYPES))}; {ANOTHER}")
+    return ids, kinds
+
+
+def byte_pairs(gguf: GGUF, ids: dict[str, int], kinds: np.ndarray) -> Tokenizer:
+    """Byte-level BPE with the merges in the file.    Sennrich et al. 2016, Radford et al. 2019"""
+    name = entry(gguf, "tokenizer.ggml.pre", str)
+    if name not in WORDS:
+        raise ValueError(f"{gguf.path}: tokenizer.ggml.pre must be one of {', '.join(WORDS)}, got "
+                         f"{short(name)}, which cuts texts into other words; {ANOTHER}")
+    if said(gguf, "add_space_prefix", False) or BYTE in kinds:
+        raise ValueError(f"{gguf.path}: byte pairs are implemented here with add_space_prefix "
+                         f"False and without tokens of the type {BYTE}, got others; {ANOTHER}")
+    merges = [tuple(pair.split(" ")) for pair in entry(gguf, "tokenizer.ggml.merges", list)]
+    for pair in merges:
+        if len(pair) != 2 or not ids.keys() >= {*pair, "".join(pair)}:
+            raise ValueError(f"{gguf.path}: a merge must be two tokens whose union is one, got "
+                             f"{short(' '.join(pair))}; {ANOTHER}")
+    # Llama 3 takes a word that is a token as it is
+    tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=name == LLAMA_3))
+    if name == "qwen2":
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = WORDS[name]
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def sentence_pieces(gguf: GGUF, ids: dict[str, int], kinds: np.ndarray) -> Tokenizer:
+    """SentencePiece's BPE: of all neighbours whose union is a piece, those with the highest score
+    are merged first; a character that is no piece is its bytes.    Kudo and Richardson 2018"""
+    scores = entry(gguf, "tokenizer.ggml.scores", np.ndarray)
+    if len(scores) != len(ids) or not np.isfinite(scores).all():
+        raise ValueError(f"{gguf.path}: tokenizer.ggml.scores must be a finite number for each of "
+                         f"{len(ids)} tokens, got {short(scores)}; {ANOTHER}")
+    missing = {f"<0x{b:02X}>" for b in range(256)} - {w for w, i in ids.items() if kinds[i] == BYTE}
+    if missing:
+        raise ValueError(f"{gguf.path}: tokenizer.ggml.tokens must have a token of the type {BYTE} "
+                         f"for every byte, and {min(missing)} is missing; {ANOTHER}")
+    tokenizer = Tokenizer(models.BPE(ids, merges_by_score(gguf, ids, kinds, scores),
+                                     byte_fallback=True))
+    before = said(gguf, "add_space_prefix", True)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend(SPACE)] * before + [normalizers.Replace(" ", SPACE)])
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+        + [decoders.Strip(" ", 1, 0)] * before)
+    return tokenizer
+
+
+def merges_by_score(gguf: GGUF, ids: dict[str, int], kinds: np.ndarray,
+                    scores: np.ndarray) -> list[tuple[str, str]]:
+    """Every cut of a piece into two others, the pieces from the highest score to the lowest."""
+    pieces = [word for word, i in ids.items() if kinds[i] in (NORMAL, USER_DEFINED)]
+    longest = max(map(len, pieces), default=0)
+    if longest > LONGEST_PIECE:              # the cuts below take its square
+        raise ValueError(f"{gguf.path}: a token of tokenizer.ggml.tokens must have at most "
+                         f"{LONGEST_PIECE} characters, got {longest}; {ANOTHER}")
+    cuts = [(piece[:i], piece[i:]) for piece in sorted(pieces, key=lambda word: -scores[ids[word]])
+            for i in range(1, len(piece))]
+    return [(left, right) for left, right in cuts if left in ids and right in ids]
+
+
+READERS = {"gpt2": byte_pairs, "llama": sentence_pieces}
+
+
+class SkipInit(TorchFunctionMode):
+    """Inside, `torch.nn.init` does nothing: weights that are about to be replaced stay undrawn."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if kwargs else args[0]
+        return function(*args, **({} if kwargs is None else kwargs))
+
+
+def load(gguf: GGUF, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer]:
+    """The model, in evaluation mode, and its tokenizer.
+
+    ValueError if the file is damaged, or says anything that GPT or the tokenizer does not compute.
+    """
+    config = read_config(gguf)
+    tokenizer = read_tokenizer(gguf)
+    if tokenizer.get_vocab_size() != config.vocab_size:
+        raise ValueError(f"{gguf.path}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the "
+                         f"model {config.vocab_size}; {ANOTHER}")
+    with torch.device("meta"), SkipInit():
+        model = GPT(config)
+    weights = read_weights(gguf, model, dtype)
+    if config.tie_word_embeddings:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights, assign=True)
+    model.tie_weights()
+    return model.eval(), tokenizer
