@@ -1,4 +1,5 @@
 """GGUF beyond SmolLM2's file: every type of tensor, heads and tokenizers of other models."""
+import math
 import random
 import struct
 from dataclasses import replace
@@ -62,22 +63,34 @@ def test_the_package_gguf_reads_the_same_from_random_bytes(name, tmp_path):
     assert (ours == theirs).all()
 
 
-def hf_weights(tensors: dict, config) -> dict[str, torch.Tensor]:
-    """Names and rows as HuggingFace has them, by loops: row 2 i + j of a head of q or k, in the
-    file, is row i + j D / 2."""
+def hf_weights(tensors: dict, config, kind="llama") -> dict[str, torch.Tensor]:
+    """Names and rows as HuggingFace has them, by loops: row 2 i + j of a head of a Llama's q or k,
+    in the file, is row i + j D / 2."""
     names = {ours: theirs for theirs, ours in tiny_gguf.LAYER.items()} | {
         "token_embd": "embed_tokens", "output_norm": "norm", "output": "lm_head"}
     found, D = {}, config.head_dim
-    for name, (shape, kind, content) in tensors.items():
-        *layer, part = name.removesuffix(".weight").removeprefix("blk.").split(".")
-        weight = torch.tensor(by_loops(content, kind)).view(shape)
-        if part in ("attn_q", "attn_k"):
+    for name, (shape, type_, content) in tensors.items():
+        *layer, part, end = name.removeprefix("blk.").split(".")
+        weight = torch.tensor(by_loops(content, type_)).view(shape)
+        if part in ("attn_q", "attn_k") and kind == "llama":
             rows = [head + i % (D // 2) * 2 + i // (D // 2)
                     for head in range(0, shape[0], D) for i in range(D)]
             weight = weight[rows]
         prefix = f"model.layers.{layer[0]}." if layer else "model." * (part != "output")
-        found[f"{prefix}{names[part]}.weight"] = weight
+        found[f"{prefix}{names[part]}.{end}"] = weight
+    if config.tie_word_embeddings:
+        found["lm_head.weight"] = found["model.embed_tokens.weight"]
     return found
+
+
+def check_logits(model, theirs, weights):
+    """Beyond 32 tokens, which is what the scaled positions below are stretched from."""
+    theirs.load_state_dict(weights)
+    ids = torch.arange(2 * 50).view(2, 50)
+    with torch.no_grad():
+        ours, wanted = model(ids), theirs.eval()(ids).logits
+    # float32 sums in another order, of logits around 10
+    torch.testing.assert_close(ours, wanted, atol=2e-4, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kinds, tied", [
@@ -86,22 +99,79 @@ def hf_weights(tensors: dict, config) -> dict[str, torch.Tensor]:
 def test_logits_are_those_of_transformers_llama_with_the_weights_of_the_loops(kinds, tied,
                                                                              tmp_path):
     transformers = pytest.importorskip("transformers")
-    config = replace(tiny_gguf.CONFIG, tie_word_embeddings=tied)
+    config = replace(tiny_gguf.CONFIG, tie_word_embeddings=tied, rms_norm_eps=1e-5)
     torch.manual_seed(0)
     tensors = tiny_gguf.tensors(config, kinds)
     model, _ = load(GGUF(tiny_gguf.write(tmp_path / "a.gguf", lambda: tensors)))
-    assert model.config == replace(config, rms_norm_eps=1e-5)
-    sizes = {**vars(model.config), "num_key_value_heads": config.kv_heads}
-    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes)).eval()
-    weights = hf_weights(tensors, config)
-    if tied:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    theirs.load_state_dict(weights)
-    ids = torch.arange(2 * 50).view(2, 50)
-    with torch.no_grad():
-        ours, wanted = model(ids), theirs(ids).logits
-    # float32 sums in another order, of logits around 1
-    torch.testing.assert_close(ours, wanted, atol=2e-5, rtol=1e-5)
+    assert model.config == config
+    theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**sizes_of(config)))
+    check_logits(model, theirs, hf_weights(tensors, config))
+
+
+def sizes_of(config, **others) -> dict:
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "rms_norm_eps",
+             "num_attention_heads", "num_key_value_heads", "max_position_embeddings",
+             "tie_word_embeddings", "head_dim")
+    return {**{name: getattr(config, name) for name in names},
+            "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta}, **others}
+
+
+def renamed(kind: str, **changes) -> dict:
+    """The tiny file's metadata as another architecture has them."""
+    found = {key.replace("llama.", f"{kind}.", 1): value for key, value in
+             tiny_gguf.metadata(**changes).items()}
+    return found | {"general.architecture": kind}
+
+
+@pytest.mark.parametrize("kind, fields, changes", [
+    ("qwen2", dict(biases=("q_proj", "k_proj", "v_proj")), {}),
+    ("qwen3", dict(qk_norm=True, head_size=16), {"llama.attention.key_length": 16,
+                                                 "llama.attention.value_length": 16,
+                                                 "llama.rope.dimension_count": 16})])
+def test_logits_of_qwen_are_those_of_transformers_qwen(kind, fields, changes, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    config = replace(tiny_gguf.CONFIG, **fields, rms_norm_eps=1e-5)
+    torch.manual_seed(0)
+    tensors = tiny_gguf.tensors(config, [F32, Q8_0])
+    (tmp_path / "a.gguf").write_bytes(tiny_gguf.gguf_bytes(renamed(kind, **changes), tensors))
+    model, _ = load(GGUF(tmp_path / "a.gguf"))
+    assert model.config == config
+    name = kind.title()
+    theirs = getattr(transformers, f"{name}ForCausalLM")(
+        getattr(transformers, f"{name}Config")(**sizes_of(config)))
+    check_logits(model, theirs, hf_weights(tensors, config, kind))
+
+
+def llama_3_factors(dim: int, theta: float, factor: float) -> list[float]:
+    """As llama.cpp's convert_hf_to_gguf.py writes them for a model first trained on 8192 tokens."""
+    factors = []
+    for i in range(0, dim, 2):
+        turns = 8192 / (2 * math.pi * theta ** (i / dim))
+        keep = min(max((turns - 1) / (4 - 1), 0), 1)
+        factors.append(1 / ((1 - keep) / factor + keep))
+    return factors
+
+
+def test_positions_of_llama_3_1_are_read_from_their_tensor_and_linear_ones_from_the_metadata(
+        tmp_path):
+    transformers = pytest.importorskip("transformers")
+    theta, config = 500000.0, replace(tiny_gguf.CONFIG, rope_theta=500000.0, rms_norm_eps=1e-5)
+    tensors = tiny_gguf.tensors(config, [F32])
+    factors = llama_3_factors(config.head_dim, theta, 8.0)
+    assert len(set(factors)) >= 3                            # 1, 8 and one between
+    frequencies = {"rope_freqs.weight": ((4,), F32, struct.pack("<4f", *factors))}
+    cases = [(tensors | frequencies, {}, {"rope_type": "llama3", "factor": 8.0,
+                                          "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                          "original_max_position_embeddings": 8192}),
+             (tensors, {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 4.0},
+              {"rope_type": "linear", "factor": 4.0})]
+    for tensors_, changes, scaling in cases:
+        path = tiny_gguf.write(tmp_path / "a.gguf", lambda found=tensors_: found,
+                               **{"llama.rope.freq_base": theta, **changes})
+        model, _ = load(GGUF(path))
+        theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+            **sizes_of(config, rope_parameters={**scaling, "rope_theta": theta})))
+        check_logits(model, theirs, hf_weights(tensors, config))
 
 
 # Tokenizers

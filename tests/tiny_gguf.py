@@ -3,6 +3,7 @@ import struct
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from minipeft import GPT, GPTConfig
 
@@ -14,7 +15,8 @@ CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 LAYER = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
          "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
          "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-         "post_attention_layernorm": "ffn_norm"}
+         "post_attention_layernorm": "ffn_norm", "self_attn.q_norm": "attn_q_norm",
+         "self_attn.k_norm": "attn_k_norm"}
 SCALARS = {bool: (7, "?"), int: (4, "I"), float: (6, "f")}
 
 
@@ -64,14 +66,17 @@ def tensors(config=CONFIG, kinds=None) -> dict[str, tuple[tuple, int, bytes]]:
     for name, tensor in GPT(config).state_dict().items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        layer = name.removeprefix("model.").removesuffix(".weight").split(".", 2)
+        name, _, end = name.rpartition(".")
+        layer = name.removeprefix("model.").split(".", 2)
         known = (f"blk.{layer[1]}.{LAYER[layer[2]]}" if layer[0] == "layers" else
                  {"embed_tokens": "token_embd", "norm": "output_norm",
                   "lm_head": "output"}[layer[0]])
         kind = {"token_embd": 8, "blk.0.ffn_down": 3}.get(known, 0)
         if kinds is not None:
             kind = kinds[len(found) % len(kinds)] if tensor.ndim == 2 else 0
-        found[f"{known}.weight"] = tuple(tensor.shape), kind, packed(tensor, kind, rng)
+        if known.endswith("norm") or end == "bias":      # otherwise ones and zeros
+            tensor = torch.randn_like(tensor)
+        found[f"{known}.{end}"] = tuple(tensor.shape), kind, packed(tensor, kind, rng)
     return found
 
 

@@ -1,4 +1,4 @@
-"""A model of the Llama architecture from a GGUF file: its sizes, its weights, its tokenizer.
+"""A model of the Llama family from a GGUF file: its sizes, its weights, its tokenizer.
 
     model, tokenizer = load(GGUF(path))
 
@@ -7,7 +7,9 @@ https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; what they mean where 
 (which pattern cuts texts, where a token is put in front): llama.cpp's llama-vocab.cpp.
 """
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..adapter_file import check_shapes
 from ..files import KINDS, plain, short
-from ..gpt import GPT, GPTConfig
+from ..gpt import PROJECTIONS, GPT, GPTConfig, RopeScaling
 from .gguf import GGUF
 
 try:
@@ -28,20 +30,26 @@ except ImportError as error:
 
 ANOTHER = "take another file"
 
+# What llama.cpp calls an architecture, and GPTConfig's fields that it has beside Llama's
+ARCHITECTURES = {"llama": {}, "qwen2": {"biases": PROJECTIONS[:3]}, "qwen3": {"qk_norm": True}}
 # llama.cpp's names of a layer's tensors, and HuggingFace's
 LAYER = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj",
          "attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
          "ffn_down": "mlp.down_proj", "attn_norm": "input_layernorm",
-         "ffn_norm": "post_attention_layernorm"}
+         "ffn_norm": "post_attention_layernorm", "attn_q_norm": "self_attn.q_norm",
+         "attn_k_norm": "self_attn.k_norm"}
 TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 
+ROPE_FREQS = "rope_freqs.weight"    # how much slower each pair turns, (D / 2,): Llama 3.1's
 # GPTConfig's names and llama.cpp's
 SIZES = {"hidden_size": "embedding_length", "intermediate_size": "feed_forward_length",
          "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
          "max_position_embeddings": "context_length"}
 OTHERS = {"vocab_size": ("vocab_size", int), "rope_theta": ("rope.freq_base", float),
           "num_key_value_heads": ("attention.head_count_kv", int),
-          "rms_norm_eps": ("attention.layer_norm_rms_epsilon", float)}
+          "rms_norm_eps": ("attention.layer_norm_rms_epsilon", float),
+          "head_size": ("attention.key_length", int)}
+ROPE = "rope.scaling.type", "rope.scaling.factor"
 
 # How a text is cut into words before pairs are merged, by llama.cpp's name of it
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)                  # with GPT-2's pattern
@@ -88,6 +96,15 @@ def entry(gguf: GGUF, key: str, kind: type):
     return value
 
 
+@contextmanager
+def about(gguf: GGUF) -> Iterator[None]:
+    """A ValueError raised inside names the file, and says what to do."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{gguf.path}: {error}; {ANOTHER}") from None
+
+
 def check_known(gguf: GGUF, prefix: str, read: Iterable[str], fixed: dict) -> None:
     """ValueError for an entry below `prefix` that is not `read`, unless its value is the one in
     `fixed`: what it says would change what the model computes, or the ids of its tokens."""
@@ -102,61 +119,88 @@ def check_known(gguf: GGUF, prefix: str, read: Iterable[str], fixed: dict) -> No
 
 def read_config(gguf: GGUF) -> GPTConfig:
     """The model's sizes; ValueError for an architecture that GPT does not compute."""
-    architecture = gguf.metadata.get("general.architecture")
-    if not isinstance(architecture, str) or architecture != "llama":    # an array has no truth
-        raise ValueError(f"{gguf.path} must hold a model of the architecture 'llama', "
-                         f"got {short(architecture)}; {ANOTHER}")
-    sizes = {name: entry(gguf, f"llama.{key}", int) for name, key in SIZES.items()}
+    kind = gguf.metadata.get("general.architecture")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:          # an array has no truth
+        raise ValueError(f"{gguf.path} must hold a model of the architecture "
+                         f"{' or '.join(map(repr, ARCHITECTURES))}, got {short(kind)}; {ANOTHER}")
+    sizes = {name: entry(gguf, f"{kind}.{key}", int) for name, key in SIZES.items()}
     if sizes["num_hidden_layers"] > len(gguf.tensors):      # before as many layers are built
         raise ValueError(f"{gguf.path} announces {sizes['num_hidden_layers']} layers and holds "
                          f"{len(gguf.tensors)} tensors; {ANOTHER}")
-    others = {name: entry(gguf, f"llama.{key}", kind) for name, (key, kind) in OTHERS.items()
-              if f"llama.{key}" in gguf.metadata}
+    others = {name: entry(gguf, f"{kind}.{key}", type_) for name, (key, type_) in OTHERS.items()
+              if f"{kind}.{key}" in gguf.metadata}
     others["rms_norm_eps"] = float(str(np.float32(others.get("rms_norm_eps", 1e-5))))
     if "vocab_size" not in others:
         others["vocab_size"] = len(entry(gguf, "tokenizer.ggml.tokens", list))
-    try:
-        config = GPTConfig(**sizes, **others,
+    with about(gguf):
+        config = GPTConfig(**sizes, **others, **ARCHITECTURES[kind],
                            tie_word_embeddings="output.weight" not in gguf.tensors)
-    except ValueError as error:
-        raise ValueError(f"{gguf.path}: {error}; {ANOTHER}") from None
     D = config.head_dim
-    check_known(gguf, "llama.", [*SIZES.values(), *(key for key, _ in OTHERS.values())],
-                {"rope.dimension_count": D, "attention.key_length": D, "attention.value_length": D,
-                 "expert_count": 0, "expert_used_count": 0, "rope.scaling.type": "none"})
-    return config
+    check_known(gguf, f"{kind}.", [*SIZES.values(), *(key for key, _ in OTHERS.values()), *ROPE],
+                {"rope.dimension_count": D, "attention.value_length": D, "expert_count": 0,
+                 "expert_used_count": 0})
+    return replace(config, rope_scaling=rope_scaling(gguf, kind, config))
 
 
-def hf_name(gguf: GGUF, name: str) -> str:
-    """HuggingFace's name of a tensor; ValueError for one that GPT does not have."""
-    match = re.fullmatch(r"(?:blk\.(0|[1-9][0-9]{0,5})\.)?(\w+)\.weight", name)
-    layer, part = match.groups() if match else (None, None)
+def rope_scaling(gguf: GGUF, kind: str, config: GPTConfig) -> RopeScaling | None:
+    """From the metadata, or from the tensor ROPE_FREQS, whose numbers must be Llama 3.1's."""
+    said, factor = (gguf.metadata.get(f"{kind}.{key}") for key in ROPE)
+    half, found = config.head_dim // 2, None
+    with about(gguf):
+        if said is not None and said != "none":
+            found = RopeScaling(said, factor)
+            if found.rope_type != "linear" or ROPE_FREQS in gguf.tensors:
+                raise ValueError(f"{kind}.{ROPE[0]} must be none, or linear without the tensor "
+                                 f"{ROPE_FREQS}, got {short(said)}")
+    if ROPE_FREQS not in gguf.tensors:
+        return found
+    with about(gguf):
+        if gguf.tensors[ROPE_FREQS][0] != (half,):
+            raise ValueError(f"the tensor {ROPE_FREQS} must have shape ({half},), got "
+                             f"{gguf.tensors[ROPE_FREQS][0]}")
+    slower = gguf.tensor(ROPE_FREQS)
+    with about(gguf):
+        found = RopeScaling("llama3", slower.max().item())
+        frequency = 1 / config.rope_theta ** (torch.arange(half) / half)
+        # to what float32 gives the two divisions and the power
+        if not torch.allclose(frequency / found.slowed(frequency), slower, rtol=1e-5):
+            raise ValueError(f"the tensor {ROPE_FREQS} is not the scaling of Llama 3.1 "
+                             f"(low_freq_factor 1, high_freq_factor 4, of 8192 tokens)")
+    return found
+
+
+def hf_name(gguf: GGUF, name: str, biases: Iterable[str]) -> str:
+    """HuggingFace's name of a tensor; ValueError for one that no GPT has."""
+    match = re.fullmatch(r"(?:blk\.(0|[1-9][0-9]{0,5})\.)?(\w+)\.(weight|bias)", name)
+    layer, part, end = match.groups() if match else (None, None, None)
     known = LAYER if layer else TOP
-    if part not in known:
+    if part not in known or (end == "bias" and known[part].split(".")[-1] not in biases):
         raise ValueError(f"{gguf.path}: the tensor {plain(name)} belongs to another model than "
                          f"GPT computes; {ANOTHER}")
-    return f"model.layers.{layer}.{known[part]}.weight" if layer else f"{known[part]}.weight"
+    return f"model.layers.{layer}.{known[part]}.{end}" if layer else f"{known[part]}.{end}"
 
 
-def read_weights(gguf: GGUF, model: GPT, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Every tensor under HuggingFace's name, the rows of q and k in HuggingFace's order.
+def read_weights(gguf: GGUF, model: GPT, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor under HuggingFace's name, one at a time, the rows of q and k in HuggingFace's
+    order.
 
     ValueError, before any is unpacked, unless names and shapes are those of `model`.
     """
-    config, names = model.config, {hf_name(gguf, name): name for name in gguf.tensors}
-    wanted = model.state_dict()
+    config, wanted = model.config, model.state_dict()
+    names = {hf_name(gguf, name, config.biases): name for name in gguf.tensors
+             if name != ROPE_FREQS}
     if config.tie_word_embeddings:
         del wanted["lm_head.weight"]
     found = {ours: torch.empty(gguf.tensors[name][0], device="meta")
              for ours, name in names.items()}
     check_shapes(wanted, found, gguf.path)
-    weights = {}
+    turned = gguf.metadata["general.architecture"] == "llama"        # Qwen's are as HuggingFace's
     for ours, name in names.items():
-        weights[ours] = gguf.tensor(name).to(dtype)
-        if ours.endswith(("q_proj.weight", "k_proj.weight")):
+        weight = gguf.tensor(name).to(dtype)
+        if turned and ours.endswith(("q_proj.weight", "k_proj.weight")):
             n_heads = config.num_attention_heads if "q_proj" in ours else config.kv_heads
-            weights[ours] = unpermute(weights[ours], n_heads)
-    return weights
+            weight = unpermute(weight, n_heads)
+        yield ours, weight
 
 
 def read_tokenizer(gguf: GGUF) -> Tokenizer:
@@ -286,7 +330,7 @@ def load(gguf: GGUF, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer
                          f"model {config.vocab_size}; {ANOTHER}")
     with torch.device("meta"), SkipInit():
         model = GPT(config)
-    weights = read_weights(gguf, model, dtype)
+    weights = dict(read_weights(gguf, model, dtype))
     if config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights, assign=True)
