@@ -25,7 +25,8 @@ import torch
 from minipeft import GPT, LoraConfig, PeftModel, get_peft_model
 from minipeft.cli.finetune import checked
 from minipeft.files import read_json
-from minipeft.lab import hf_config, memory
+from minipeft.lab import memory
+from minipeft.llm import hf_config
 from minipeft.llm import chat, run_files, smollm2
 from minipeft.nf4 import QuantState, quantize_nf4
 from minipeft.nf4.state import PACKED_KEY

@@ -11,7 +11,6 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ from ..files import KINDS, plain, replacing, short, write_text
 from ..gpt import GPT, GPTConfig
 from .chat import END
 from .gguf import GGUF
+from .hf_config import entries_of
 
 try:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
@@ -235,9 +235,7 @@ def load(path: Path | None = None, dtype: torch.dtype = torch.float32) -> tuple[
 
 def write_transformers_files(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     """What `transformers` needs beside model.safetensors: sizes, tokenizer, chat template."""
-    config = {**asdict(model.config), "num_key_value_heads": model.config.kv_heads,
-              "tie_word_embeddings": model.tied,
-              "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    config = {**entries_of(model.config), "tie_word_embeddings": model.tied,
               "bos_token_id": 1, "eos_token_id": 2, "dtype": "float32"}
     write_text(folder / "config.json", json.dumps(config, indent=2))
     with replacing(folder / "tokenizer.json") as part:
