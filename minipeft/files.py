@@ -195,15 +195,22 @@ def plain(name: str) -> str:
     return short(name, repr=lambda name: repr(name)[1:-1])
 
 
-def read_tensors(path: Path, do: str = "restore it") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file; ValueError, which says what to `do`, if it is
-    none. The library checks every size in it against the file's."""
+@contextmanager
+def opened_tensors(path: Path, do: str) -> Iterator[safe_open]:
+    """A safetensors file whose tensors are read one at a time; ValueError, which says what to `do`,
+    if it is none. The library checks every size in it against the file's."""
     path.open("rb").close()          # a folder, say: the library's own errors name no file
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-            return tensors, {} if metadata is None else metadata
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: truncated or no safetensors file ({error}); "
                          f"{do}") from None
+
+
+def read_tensors(path: Path, do: str = "restore it") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file, as `opened_tensors` takes it."""
+    with opened_tensors(path, do) as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        return tensors, {} if metadata is None else metadata

