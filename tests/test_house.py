@@ -29,7 +29,7 @@ __main__
 ROOMS = {"nf4": "reference state cpu gpu dispatch linear __init__",
          "tiny_world": "__init__ grammar village documents languages tasks pretrain",
          "llm": "gguf gguf_model hf_config chat smollm2 chat_template tokenizer checkpoint "
-                "shared_prefix run_files finetune __init__",
+                "base shared_prefix run_files finetune __init__",
          "lab": "__init__ sources memory study runs rates graded capacity intervals "
                 "compare summary plot tool_calls tool_calls_plot diagrams bench_nf4 bench_step",
          "course": "__init__ notebook questions execute exercises assignment student grade "

@@ -1,11 +1,11 @@
-"""`minipeft generate`: ask SmolLM2, with or without what a run has taught it."""
+"""`minipeft generate`: ask a model, with or without what a run has taught it."""
 from pathlib import Path
 
 import torch
 
-from ..llm.chat import END, chat_text
-from ..llm.run_files import load_trained
-from ..llm.smollm2 import load
+from ..llm import base
+from ..llm.chat import check_form
+from ..llm.run_files import load_trained, run_method, run_model
 from . import UsageError, seed
 
 EXAMPLE = 'python -m minipeft generate "Wake me at 7:15 am" --adapter runs/tools --compare'
@@ -14,9 +14,11 @@ EXAMPLE = 'python -m minipeft generate "Wake me at 7:15 am" --adapter runs/tools
 def arguments(parser) -> None:
     parser.add_argument("prompt", nargs="+", help="what the user says")
     parser.add_argument("--adapter", type=Path, help="folder of a run or of an HF PEFT adapter")
+    parser.add_argument("--model", help=f"{base.WANTED} (default: the run's, otherwise "
+                        f"{base.SMOLLM2})")
     parser.add_argument("--compare", action="store_true", help="the base model's answer as well")
     parser.add_argument("--system", help="the system turn, if the adapter was trained under one of "
-                        "its own (default: SmolLM2's)")
+                        "its own (default: the chat template's)")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="default: 100")
     parser.add_argument("--temperature", type=float, default=0.0, help="default: 0, the likeliest")
     parser.add_argument("--seed", type=seed, default=0, help="of the sampling (default: 0)")
@@ -28,13 +30,28 @@ def asked(args) -> list[dict[str, str]]:
     return [*system, {"role": "user", "content": " ".join(args.prompt)}]
 
 
+def open_base(model: str | None, adapter: Path | None, four_bit: bool):
+    """The model to ask, and its tokenizer; ValueError unless it is the one that a run in `adapter`
+    was trained on. four_bit: load in 4 bits what that run has seen so."""
+    trained = None if adapter is None else run_model(adapter)
+    name, digest = (base.SMOLLM2, None) if trained is None else trained
+    name = name if model is None else model
+    four_bit = four_bit and trained is not None and run_method(adapter).four_bit
+    found = base.load(name, four_bit=four_bit)
+    if trained is not None:
+        base.check_same(name, digest, str(adapter))
+    return found
+
+
 def answer(model, tokenizer, args) -> None:
     """Print the answer to the prompt as it is made; a character waits until all its bytes are."""
     torch.manual_seed(args.seed)
-    ids = tokenizer.encode(chat_text(asked(args))).ids
+    for message in asked(args):
+        check_form(message, "the conversation", tokenizer.control_words)
+    ids = tokenizer.encode(tokenizer.chat_text(asked(args))).ids
     new, shown = [], ""
     for token in model.stream(torch.tensor([ids]), args.max_new_tokens, args.temperature,
-                              tokenizer.token_to_id(END)):
+                              tokenizer.end_ids):
         new.append(token.item())
         text = tokenizer.decode(new)
         if not text.endswith("\ufffd"):
@@ -49,8 +66,8 @@ def run(args) -> None:
     if not "".join(args.prompt).strip():
         raise UsageError("the prompt is empty")
     if args.system is not None and not args.system.strip():
-        raise UsageError("--system is empty; leave it out for SmolLM2's own")
-    model, tokenizer = load()
+        raise UsageError("--system is empty; leave it out for the model's own")
+    model, tokenizer = open_base(args.model, args.adapter, not args.compare)
     if args.compare or not args.adapter:
         print("base     " if args.compare else "", end="")
         answer(model, tokenizer, args)

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,9 +18,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..adapter_file import check_shapes
-from ..files import KINDS, plain, short
+from ..files import KINDS, plain, replacing, short, write_json
 from ..gpt import PROJECTIONS, GPT, GPTConfig, RopeScaling
 from .gguf import GGUF
+from .hf_config import entries_of
 
 try:
     from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers,
@@ -309,6 +311,51 @@ def merges_by_score(gguf: GGUF, ids: dict[str, int], kinds: np.ndarray,
 READERS = {"gpt2": byte_pairs, "llama": sentence_pieces}
 
 
+def token_id(gguf: GGUF, name: str) -> int | None:
+    """The id that the file gives to a kind of token, None if it gives none; ValueError for one that
+    is beyond the vocabulary."""
+    key = f"tokenizer.ggml.{name}_token_id"
+    if key not in gguf.metadata:
+        return None
+    found, n = entry(gguf, key, int), len(entry(gguf, "tokenizer.ggml.tokens", list))
+    if not 0 <= found < n:
+        raise ValueError(f"{gguf.path}: {key} must be an id from 0 to {n - 1}, got {found}; "
+                         f"{ANOTHER}")
+    return found
+
+
+def end_ids(gguf: GGUF) -> tuple[int, ...]:
+    """The tokens that end an answer: of a text, of a turn, of a message."""
+    found = (token_id(gguf, name) for name in ("eos", "eot", "eom"))
+    return tuple(dict.fromkeys(i for i in found if i is not None))
+
+
+def control_texts(gguf: GGUF) -> dict[str, str]:
+    """The texts of control tokens under transformers' names."""
+    names = {"bos_token": "bos", "eos_token": "eos", "pad_token": "padding",
+             "unk_token": "unknown"}
+    ids = {name: token_id(gguf, ours) for name, ours in names.items()}
+    return {name: gguf.metadata["tokenizer.ggml.tokens"][i] for name, i in ids.items()
+            if i is not None}
+
+
+def write_transformers_files(gguf: GGUF, model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
+    """What `transformers` needs beside model.safetensors: sizes, tokenizer, chat template."""
+    dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
+    ends = end_ids(gguf)
+    write_json(folder / "config.json", {
+        **entries_of(model.config), "tie_word_embeddings": model.tied, "dtype": dtype,
+        "bos_token_id": token_id(gguf, "bos"),
+        "eos_token_id": ends[0] if len(ends) == 1 else list(ends)})
+    with replacing(folder / "tokenizer.json") as part:
+        tokenizer.save(str(part))
+    template = gguf.metadata.get("tokenizer.chat_template")
+    write_json(folder / "tokenizer_config.json", {
+        "tokenizer_class": "PreTrainedTokenizerFast", **control_texts(gguf),
+        "clean_up_tokenization_spaces": False,
+        **({} if template is None else {"chat_template": template})})
+
+
 class SkipInit(TorchFunctionMode):
     """Inside, `torch.nn.init` does nothing: weights that are about to be replaced stay undrawn."""
 
@@ -318,10 +365,10 @@ class SkipInit(TorchFunctionMode):
         return function(*args, **({} if kwargs is None else kwargs))
 
 
-def load(gguf: GGUF, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer]:
-    """The model, in evaluation mode, and its tokenizer.
+def empty(gguf: GGUF) -> tuple[GPT, Tokenizer]:
+    """The model on the meta device, for read_weights, and its tokenizer.
 
-    ValueError if the file is damaged, or says anything that GPT or the tokenizer does not compute.
+    ValueError if the file says anything that GPT or the tokenizer does not compute.
     """
     config = read_config(gguf)
     tokenizer = read_tokenizer(gguf)
@@ -329,9 +376,15 @@ def load(gguf: GGUF, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer
         raise ValueError(f"{gguf.path}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the "
                          f"model {config.vocab_size}; {ANOTHER}")
     with torch.device("meta"), SkipInit():
-        model = GPT(config)
+        return GPT(config), tokenizer
+
+
+def load(gguf: GGUF, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer]:
+    """The model, in evaluation mode, and its tokenizer; ValueError as `empty` and `read_weights`
+    raise it."""
+    model, tokenizer = empty(gguf)
     weights = dict(read_weights(gguf, model, dtype))
-    if config.tie_word_embeddings:
+    if model.config.tie_word_embeddings:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights, assign=True)
     model.tie_weights()

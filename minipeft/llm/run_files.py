@@ -24,7 +24,7 @@ from ..folders import locked, remove_empty
 from ..gpt import GPT
 from ..nf4 import NF4Linear, quantize_model
 from ..peft_model import PeftModel
-from ..recipes import RECIPES, Recipe
+from ..recipes import RECIPES, Recipe, in_four_bits
 from ..state import check_unwrapped
 
 RUN, CHECKPOINT, WEIGHTS = "run.json", "checkpoint.safetensors", "model.safetensors"
@@ -123,7 +123,7 @@ def load_trained(model: GPT, folder: Path) -> nn.Module:
     """
     folder = Path(folder)
     recipe = run_method(folder) if (folder / RUN).exists() else RECIPES["lora"]
-    if recipe.four_bit:
+    if recipe.four_bit and not in_four_bits(model):
         quantize_model(model)                           # the adapter has learned to stand on this
     if recipe.config is not None:
         return PeftModel.from_pretrained(model, folder)
@@ -134,6 +134,18 @@ def load_trained(model: GPT, folder: Path) -> nn.Module:
     model.load_state_dict(weights, strict=False)               # all but a tied head
     model.tie_weights()
     return model
+
+
+def run_model(folder: Path) -> tuple[str, str | None] | None:
+    """The model that the run in `folder` has trained, and its fingerprint; None for an adapter that
+    no run has left there."""
+    if not (folder / RUN).exists():
+        return None
+    settings = read_settings(folder, {"model": str})
+    digest = settings.get("model_sha256")
+    if not isinstance(digest, str | None):
+        raise ValueError(f"{folder / RUN}: model_sha256 must be a text, got {short(digest)}")
+    return settings["model"], digest
 
 
 def run_method(folder: Path) -> Recipe:

