@@ -149,10 +149,14 @@ def empty_model(config: GPTConfig, shards: dict[str, Path], folder: Path) -> GPT
     wanted = model.state_dict()
     if config.tie_word_embeddings and HEAD not in shards:
         del wanted[HEAD]
-    found = {}
+    missing = sorted(wanted.keys() - shards.keys())
+    if missing:
+        names = INDEX if (folder / INDEX).exists() else WEIGHTS
+        raise ValueError(f"{folder / names} lacks {len(missing)} tensors of the model in {CONFIG}, "
+                         f"such as {missing[0]}; {DO}")
     for path in sorted(set(shards.values())):
-        found |= shapes_in(path, shards)
-    check_shapes(wanted, found, folder)
+        found = shapes_in(path, shards)
+        check_shapes({name: wanted[name] for name in found if name in wanted}, found, path)
     return model
 
 
