@@ -5,8 +5,8 @@ docs/own_model.md:
 
 Memory is the planner's: LoRA or QLoRA, r = 8 on every linear layer, one sequence of 512 tokens a
 forward pass, activations recomputed. Seconds are no measurement: those of SmolLM2-135M on the two
-cores of results/step.json, per token that was computed, times the ratio of the parameters, and 3/2
-for the forward pass that is computed twice.
+cores of results/step.json, per token that was computed, times the ratio of the parameters, and
+3/2 for the forward pass that is computed twice.
 """
 import statistics
 
@@ -38,6 +38,7 @@ MODELS = {
     "Qwen2.5-7B": GPTConfig(**QWEN, vocab_size=152064, hidden_size=3584, intermediate_size=18944,
                             num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4),
 }
+CARDS = (4, 6, 8, 12, 16, 24, 48, 80)        # GB; CUDA takes about one
 TOKENS, RANK, RECOMPUTED = 512, 8, 3 / 2
 
 
@@ -78,15 +79,17 @@ def measured() -> dict[str, float]:
 
 def table() -> str:
     seconds, small = measured(), parameters(GPTConfig.preset("smollm2-135m"))
-    lines = [f"{'':14}{'':>15}   {'memory, GiB':^16}{'minutes for 100,000 tokens':>30}",
-             f"{'':14}{'parameters':>15}   {'LoRA':>8}{'QLoRA':>8}{'LoRA':>16}{'QLoRA':>14}"]
+    lines = [f"{'':31}{'memory, GiB':>16}{'smallest card':>17}{'seconds a step':>20}",
+             f"{'':14}{'parameters':>15}{'LoRA':>10}{'QLoRA':>8}{'LoRA':>9}{'QLoRA':>8}"
+             f"{'LoRA':>11}{'QLoRA':>9}"]
     for name, config in MODELS.items():
         N = parameters(config)
         gib = [planned(config, method) / memory.GiB for method in ("lora", "qlora")]
-        minutes = [1e5 * seconds[method] * RECOMPUTED * N / small / 60
-                   for method in ("lora", "qlora")]
-        lines.append(f"{name:14}{N:>15,}   {gib[0]:>8.2f}{gib[1]:>8.2f}"
-                     f"{minutes[0]:>14,.0f} *{minutes[1]:>12,.0f} *")
+        step = [8 * TOKENS * seconds[method] * RECOMPUTED * N / small
+                for method in ("lora", "qlora")]
+        cards = [f"{next(card for card in CARDS if size <= card - 1)} GB" for size in gib]
+        lines.append(f"{name:14}{N:>15,}{gib[0]:>10.2f}{gib[1]:>8.2f}{cards[0]:>9}{cards[1]:>8}"
+                     f"{step[0]:>9,.0f} *{step[1]:>7,.0f} *")
     rates = " and ".join(f"{1 / s:.0f}" for s in seconds.values())
     return "\n".join([*lines, f"* extrapolated, not measured: from SmolLM2-135M's {rates} computed "
                               f"tokens a second on 2 cores"])

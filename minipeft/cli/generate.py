@@ -33,13 +33,12 @@ def asked(args) -> list[dict[str, str]]:
 def open_base(model: str | None, adapter: Path | None, four_bit: bool):
     """The model to ask, and its tokenizer; ValueError unless it is the one that a run in `adapter`
     was trained on. four_bit: load in 4 bits what that run has seen so."""
-    trained = None if adapter is None else run_model(adapter)
-    name, digest = (base.SMOLLM2, None) if trained is None else trained
-    name = name if model is None else model
-    four_bit = four_bit and trained is not None and run_method(adapter).four_bit
-    found = base.load(name, four_bit=four_bit)
-    if trained is not None:
-        base.check_same(name, digest, str(adapter))
+    name, digest = (None, None) if adapter is None else run_model(adapter)
+    four_bit = four_bit and name is not None and run_method(adapter).four_bit
+    chosen = model if model is not None else base.SMOLLM2 if name is None else name
+    found = base.load(chosen, four_bit=four_bit)
+    if name is not None:
+        base.check_same(chosen, digest, str(adapter))
     return found
 
 

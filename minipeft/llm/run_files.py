@@ -136,16 +136,16 @@ def load_trained(model: GPT, folder: Path) -> nn.Module:
     return model
 
 
-def run_model(folder: Path) -> tuple[str, str | None] | None:
-    """The model that the run in `folder` has trained, and its fingerprint; None for an adapter that
-    no run has left there."""
-    if not (folder / RUN).exists():
-        return None
-    settings = read_settings(folder, {"model": str})
-    digest = settings.get("model_sha256")
-    if not isinstance(digest, str | None):
-        raise ValueError(f"{folder / RUN}: model_sha256 must be a text, got {short(digest)}")
-    return settings["model"], digest
+def run_model(folder: Path) -> tuple[str | None, str | None]:
+    """The model that the run in `folder` has trained, and its fingerprint, as run.json has them;
+    None where there is no such file or entry."""
+    settings = read_settings(folder, METHOD) if (folder / RUN).exists() else {}
+    found = settings.get("model"), settings.get("model_sha256")
+    for name, value in zip(("model", "model_sha256"), found):
+        if not isinstance(value, str | None):
+            raise ValueError(f"{folder / RUN}: {name} must be a text, got {short(value)}; restore "
+                             f"it")
+    return found
 
 
 def run_method(folder: Path) -> Recipe:
