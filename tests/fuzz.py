@@ -19,6 +19,7 @@ import time
 import warnings
 from pathlib import Path
 
+import tiny_folder
 import tiny_gguf
 import torch
 
@@ -26,8 +27,8 @@ from minipeft import GPT, LoraConfig, PeftModel, get_peft_model
 from minipeft.cli.finetune import checked
 from minipeft.files import read_json
 from minipeft.lab import memory
-from minipeft.llm import chat, gguf_model, hf_config, run_files
-from minipeft.llm.gguf import BLOCK, GGUF
+from minipeft.llm import chat, hf_config, load, run_files
+from minipeft.llm.gguf import BLOCK
 from minipeft.nf4 import QuantState, quantize_nf4
 from minipeft.nf4.state import PACKED_KEY
 
@@ -125,6 +126,18 @@ def damaged_header(content: bytes, rng: random.Random) -> bytes:
     return struct.pack("<Q", len(header)) + header + body
 
 
+def damaged_template(content: bytes, rng: random.Random) -> bytes:
+    """A chat template with parts of its program moved, doubled or replaced."""
+    words = content.decode().split(" ")
+    for _ in range(rng.choice((1, 2, 5))):
+        place = rng.randrange(len(words))
+        words[place:place + rng.randrange(3)] = rng.choice((
+            [], [rng.choice(words)], ["{% for i in range(99999) %}"], ["{{ 'x' * 99999 }}"],
+            ["{%"], ["}}"], ["~", "messages"], ["|", "tojson"], ["{{ 9 ** 9 ** 9 }}"], ["(("],
+            ["{{ messages.__class__ }}"], ["not"], ["{% endfor %}"], ["\0"], ["{# "]))
+    return " ".join(words).encode()
+
+
 def damaged_gguf(content: bytes, rng: random.Random) -> bytes:
     """A whole GGUF file with other metadata or other tensors; `content` is not read."""
     metadata = rng.choice((tiny_gguf.metadata, tiny_gguf.pieces))()
@@ -186,6 +199,10 @@ def make_files(folder: Path) -> None:
     state = quantize_nf4(torch.randn(8, 64), compress_statistics=True)[1].as_dict(packed=True)
     for kind in set(KINDS) - {"adapter_config.json", "adapter_model.safetensors"}:
         (folder / kind).mkdir()
+    for kind in FOLDER:
+        tiny_folder.write(folder / kind, template=None, shards=2)
+        (folder / kind / "chat_template.jinja").write_text(tiny_folder.TEMPLATE)
+        (folder / kind / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
     run_files.write_checkpoint(folder / "checkpoint.safetensors",
                                tensors | {"rng": torch.get_rng_state()}, history)
     run_files.write_weights(base(), folder / "model.safetensors")
@@ -234,12 +251,23 @@ def read_examples(path: Path) -> None:
         chat.encode_example(messages, lambda text: list(text.encode()))
 
 
+def read_folder(path: Path) -> None:
+    try:
+        _, tokenizer = load(path.parent)
+        tokenizer.chat_text([{"role": "user", "content": "the cat"}])
+        tokenizer.encode("12 apples <|end|>")
+    except (ValueError, OSError) as error:        # of two files that differ, either may be named
+        if path.name in FOLDER and str(path.parent) in str(error).replace("\n", "?\n"):
+            raise ValueError(f"{path}: {error}") from None
+        raise
+
+
 CHECKPOINT = {n: p for n, p in get_peft_model(base(), LoraConfig(4)).named_parameters()
               if p.requires_grad}
 WORDS = dict(question=str, answer=str, number=int)
 # file: (what reads it, ways to damage it beside that of bytes, its share of the inputs)
 KINDS = {
-    "a.gguf": (lambda path: gguf_model.load(GGUF(path)), damaged_gguf, 6),
+    "a.gguf": (load, damaged_gguf, 6),
     "data.jsonl": (read_examples, damaged_json, 5),
     "adapter_config.json": (load_adapter, damaged_json, 3),
     "adapter_model.safetensors": (load_adapter, damaged_header, 3),
@@ -250,7 +278,14 @@ KINDS = {
     "config.json": (plan, damaged_json, 3),
     "list.json": (lambda path: read_json(path, wanted=list, keys=WORDS), damaged_json, 2),
     "quant_state": (read_state, damaged_json, 2),
+    "tokenizer.json": (read_folder, damaged_json, 2),
+    "tokenizer_config.json": (read_folder, damaged_json, 1),
+    "generation_config.json": (read_folder, damaged_json, 1),
+    "chat_template.jinja": (read_folder, damaged_template, 2),
+    "model.safetensors.index.json": (read_folder, damaged_json, 1),
+    "model-00001-of-00002.safetensors": (read_folder, damaged_header, 2),
 }
+FOLDER = list(KINDS)[-6:]
 
 
 def attempt(path: Path, read) -> str:

@@ -124,10 +124,11 @@ def read_index(index: Path) -> dict[str, Path]:
                              f"{short(file)} for {plain(name)}; {DO}")
         shards[name] = index.parent / file
     absent = sorted(path.name for path in set(shards.values()) if not path.is_file())
-    if absent or not shards:
+    if absent:
         raise FileNotFoundError(f"{index} names {', '.join(map(plain, absent[:3]))}"
-                                f"{', ...' if absent[3:] else ''}, which {'is' if absent else 'no'}"
-                                f" {'not there' if absent else 'file'}; {DO}")
+                                f"{', ...' if absent[3:] else ''}, not there; {DO}")
+    if not shards:
+        raise ValueError(f"{index} names no tensor; {DO}")
     return shards
 
 
