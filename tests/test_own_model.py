@@ -161,7 +161,7 @@ BAD = {
     "a file": ("mine.jsonl", "no model .*mine.jsonl: it must be smollm2, a folder"),
     "an empty folder": ("empty", "empty holds no config.json"),
     "no chat": ("mute", "mute holds no chat template"),
-    "no end": ("endless", "mine.jsonl, line 1: the chat template writes none of the tokens that e"),
+    "no end": ("endless", "mine.jsonl, conversation 1: the chat template writes none of the tok"),
     "damaged": ("bad.gguf", "bad.gguf: it must be a GGUF file of version 2 or 3"),
 }
 

@@ -105,14 +105,23 @@ def checked(settings: dict, path: Path) -> dict:
     return settings
 
 
+def encoded(messages: chat.Messages, tokenizer: FolderTokenizer, where: str) -> chat.Example:
+    """Token ids and labels; ValueError, which says `where`, for a chat that the model has not."""
+    try:
+        return chat.encode_by_template(messages, tokenizer.chat_text,
+                                       lambda text: tokenizer.encode(text).ids, tokenizer.end_ids)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
 def read_data(settings: dict, tokenizer: FolderTokenizer) -> tuple[list, list, int]:
     """(training, validation, how many examples were left out as too long)."""
     data, seed = settings["data"], settings["recipe"]["seed"]
 
     def read(path):
-        return [chat.encode_by_template(messages, tokenizer.chat_text,
-                                        lambda text: tokenizer.encode(text).ids, tokenizer.end_ids)
-                for messages in chat.read_jsonl(path, tokenizer.control_words)]
+        conversations = chat.read_jsonl(path, tokenizer.control_words)
+        return [encoded(messages, tokenizer, f"{path}, conversation {number}")
+                for number, messages in enumerate(conversations, start=1)]
 
     examples = read(data["training"])
     training = chat.fitting(examples, data["max_length"])
