@@ -26,6 +26,7 @@ RESULTS = PACKAGE / "results" if IN_WHEEL else CHECKOUT / "benchmarks" / "result
 
 DEPTH = 64                  # lists and objects within each other; Python's own readers end at 1000
 LARGEST = 2**63 - 1         # whole number that a tensor can hold
+NO_LIMIT = 10.0**30         # a text's length in a tokenizer_config.json of transformers
 KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false",
          int: "a whole number", float: "a number", type(None): "null"}
 
@@ -160,7 +161,9 @@ def without_doubles(pairs: list[tuple]) -> dict:
     return found
 
 
-def whole(digits: str) -> int:
+def whole(digits: str) -> int | float:
+    if digits == str(int(NO_LIMIT)):
+        return NO_LIMIT                     # a number that is no whole one: no size takes it
     if len(digits) > 20 or abs(int(digits)) > LARGEST:       # int() of many digits takes long
         raise ValueError(f"the number {plain(digits)} is larger than {LARGEST}")
     return int(digits)

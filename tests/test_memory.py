@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from minipeft import GPT, GPTConfig
 from minipeft.__main__ import main
 from minipeft.llm import hf_config
+from minipeft.gpt import RopeScaling
 from minipeft.lab.memory import Run, advice, plan
 from minipeft.measure import nbytes, training_bytes
 from minipeft.recipes import RECIPES, adapt
@@ -34,9 +35,11 @@ def saved_for_backward(model, ids) -> int:
 
 @pytest.mark.parametrize("config", [
     WIDE, replace(WIDE, num_key_value_heads=4), replace(WIDE, tie_word_embeddings=True),
+    replace(WIDE, biases=("q_proj", "k_proj", "v_proj"), rope_scaling=RopeScaling("linear", 2.0)),
+    replace(WIDE, qk_norm=True, head_size=2 * WIDE.head_dim),
     *(replace(WIDE, vocab_size=V) for V in (64, 192, 32, 16, 11, 20))],
-    ids=["grouped", "all heads", "tied", "V = C", "V = inner width", "V = keys' width", "V = D",
-         "V = T", "V = B (T - 1)"])
+    ids=["grouped", "all heads", "tied", "Qwen2's", "Qwen3's", "V = C",
+         "V = inner width", "V = keys' width", "V = D", "V = T", "V = B (T - 1)"])
 @pytest.mark.parametrize("method", RECIPES)
 def test_the_plan_equals_what_a_real_step_allocates(method, config):
     run = Run(replace(config, num_hidden_layers=3), method, 4, 2, 11, "fp32")

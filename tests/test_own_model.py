@@ -4,6 +4,7 @@ import importlib
 import importlib.util
 import json
 import re
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -55,7 +56,7 @@ def write_folder(family: str, folder: Path) -> None:
 
 
 def run(line: str) -> int:
-    return main(re.findall(r'(?<=")[^"]+(?=")|[^\s"]+', line))
+    return main(shlex.split(line))
 
 
 @pytest.fixture
@@ -112,8 +113,13 @@ def test_what_the_readme_types_works_and_its_results_open_in_transformers(family
     asked = library.apply_chat_template([{"role": "user", "content": "Wake me at 7"}],
                                         add_generation_prompt=True, return_tensors="pt",
                                         return_dict=True)
-    new = theirs.generate(**asked, max_new_tokens=100, do_sample=False)[0, len(asked.input_ids[0]):]
-    assert said == tokenizer.decode(new.tolist()).splitlines()[0]
+    new = theirs.generate(**asked, max_new_tokens=100, do_sample=False)
+    assert torch.equal(ours.base_model.generate(asked.input_ids, 100,
+                                                eos_token_id=tokenizer.end_ids), new)
+    new = new[0, asked.input_ids.shape[1]:].tolist()
+    texts = [tokenizer.decode(new[:n]) for n in range(1 + len(new))]
+    shown = [text for text in texts if not text.endswith("\ufffd")][-1]   # a character is whole
+    assert said == (shown + "\n").split("\n")[0]
 
 
 # Which model a run has trained
