@@ -1,11 +1,12 @@
-"""What loading a model in 4 bits takes beside the model: one layer, for the tensors are streamed.
+"""What loading a model in 4 bits takes beside the model: about a layer, for tensors are streamed.
 
     python benchmarks/streamed_load.py
 
 Writes a random model in bfloat16, shard by shard, loads it in a fresh process for each way of
 loading, and deletes it. Memory is RssAnon of /proc/PID/status, read by another process every few
-milliseconds: what the process has of its own. Pages of the files that are mapped for reading are
-not in it; the system takes those back as it likes. There is such a count on Linux only.
+milliseconds: what the process has of its own, with what its allocator keeps for the next tensor.
+Pages of the files that are mapped for reading are not in it; the system takes those back as it
+likes. There is such a count on Linux only.
 """
 import argparse
 import os

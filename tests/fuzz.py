@@ -361,7 +361,7 @@ def run(inputs: int, seed: int, only: tuple[str, int] | None) -> dict:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=2400)
+    parser.add_argument("--inputs", type=int, default=3200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs=2, metavar=("KIND", "NUMBER"))
     arguments = parser.parse_args()

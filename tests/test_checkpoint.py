@@ -1,4 +1,4 @@
-"""A folder that is incomplete, damaged, hostile or another model's is refused by its file's name."""
+"""A folder that is incomplete, damaged, hostile or another model's is refused by a file's name."""
 import json
 import struct
 
@@ -13,7 +13,7 @@ from tiny_folder import LLAMA
 
 from minipeft import GPT, GPTConfig, LoraConfig, PeftModel, get_peft_model, quantize_model
 from minipeft.gpt import RopeScaling
-from minipeft.llm import hf_config, load
+from minipeft.llm import checkpoint, hf_config, load
 from minipeft.llm.chat_template import ChatTemplate
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -54,6 +54,22 @@ def test_four_bit_is_the_quantized_model_bit_for_bit(kind, tmp_path):
         assert torch.equal(tensor, state[name]), name
     trainable = {name for name, p in wanted.named_parameters() if p.requires_grad}
     assert {name for name, p in found.named_parameters() if p.requires_grad} == trainable
+
+
+def test_one_weight_at_a_time_is_in_memory_before_it_is_quantized(tmp_path, monkeypatch):
+    tiny_folder.write(tmp_path, shards=2)
+    put, most = checkpoint.put, []
+
+    def watched(model, name, tensor, four_bit, path):
+        def whole():
+            return [n for n, m in model.named_modules() if type(m) is torch.nn.Linear
+                    and not m.weight.is_meta and n != "lm_head"]
+        assert whole() == []                       # before, and after, none is left
+        put(model, name, tensor, four_bit, path)
+        most.append(whole())
+
+    monkeypatch.setattr(checkpoint, "put", watched)
+    assert load(tmp_path, four_bit=True) and most == [[]] * 21
 
 
 def test_old_files_hold_what_is_computed_here_and_a_tied_head_may_stand_twice(tmp_path):

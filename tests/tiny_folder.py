@@ -71,6 +71,13 @@ def with_added(tokenizer: Tokenizer) -> Tokenizer:
     return tokenizer
 
 
+def cut_and_filled(tokenizer: Tokenizer) -> Tokenizer:
+    """As a training run may have left it: settings that a reader of texts must not obey."""
+    tokenizer.enable_truncation(3)
+    tokenizer.enable_padding(length=2**20)
+    return tokenizer
+
+
 TOKENIZERS = {
     "GPT-2's words": byte_level,
     "digits apart": lambda: byte_level(pre_tokenizers.Sequence(
@@ -80,6 +87,7 @@ TOKENIZERS = {
         pre_tokenizers.Split(WORDS, "isolated"), ignore_merges=True),
     "SentencePiece": sentence_piece,
     "added tokens": lambda: with_added(byte_level()),
+    "cut and filled": lambda: cut_and_filled(byte_level()),
 }
 
 

@@ -9,7 +9,7 @@
     tokenizer.json ...              tokenizer.read_tokenizer
 
 A tensor is mapped from its file, copied in the wanted dtype, for `four_bit` quantized, and let go
-before the next: beside the model as it will be, one layer is in memory. Names, shapes and dtypes
+before the next: beside the model as it will be, one weight is in memory. Names, shapes and dtypes
 are compared with the config before the first is read.
 """
 import re

@@ -1,5 +1,6 @@
 """A folder read by minipeft.llm.load is what transformers reads from it."""
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -109,6 +110,44 @@ def test_every_bias_norm_and_rope_entry_counts(tmp_path):
                 getattr(ours.get_submodule(path), kind).fill_(0.0 if kind == "bias" else 1.0)
             # a key's bias moves the logits least: softmax forgets what all keys share
             assert (ours(IDS) - theirs).abs().max() > 100 * SUM_ORDER, name
+
+
+# One entry of config.json each, some of them other models'. transformers' classes for these
+# families leave unread what is not theirs.
+ODD = [*({"hidden_act": v} for v in ("gelu", "swish")), {"rms_norm_eps": 0.5}, {"rope_theta": 3},
+       *({"attention_bias": v} for v in (True, False, 1)), {"mlp_bias": True},
+       *({"head_dim": v} for v in (8, None)), *({"num_key_value_heads": v} for v in (None, 4)),
+       {"tie_word_embeddings": True}, {"max_position_embeddings": 90}, {"use_cache": False},
+       *({"sliding_window": v} for v in (8, None, 4096)), {"use_sliding_window": True},
+       {"layer_types": ["sliding_attention", "full_attention"]}, {"is_causal": False},
+       {"partial_rotary_factor": 0.5}, {"rope_scaling": {"type": "linear", "factor": 2}},
+       {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, {"rope_scaling": {"factor": 4.0}},
+       {"rope_scaling": {"rope_type": "llama3", **LLAMA3}},
+       {"rope_parameters": {"rope_theta": 9.0}},
+       {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "rope_theta": 500.0}},
+       {"original_max_position_embeddings": 16}, {"attn_logit_softcapping": 5.0},
+       {"query_pre_attn_scalar": 4}, {"logit_scale": 0.1}, {"num_experts": 4}, {"qk_norm": True},
+       {"attention_chunk_size": 4}, {"dtype": "bfloat16"}, {"intermediate_size": 64},
+       {"num_hidden_layers": 1}, {"num_attention_heads": 8}, {"model_type": "gemma"}]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+def test_an_odd_entry_is_computed_as_transformers_does_or_named(family, tmp_path):
+    write(tmp_path, family, rope={"rope_theta": 500.0})
+    path, computed = tmp_path / "config.json", 0
+    entries = json.loads(path.read_text())
+    for change in ODD:
+        path.write_text(json.dumps(entries | change))
+        try:
+            ours, _ = load(tmp_path)
+        except ValueError as error:      # or the tensor, whose shape or name then is another
+            assert re.search(rf"{next(iter(change))}|must have shape|lacks|unexpected", str(error))
+            continue
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+        assert (ours(IDS) - theirs(IDS).logits).abs().max() < SUM_ORDER, change
+        computed += 1
+    assert 10 < computed < len(ODD) - 10
 
 
 # ---------------------------------------------------------------- tokens and chats
