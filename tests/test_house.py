@@ -28,7 +28,7 @@ __main__
 """
 ROOMS = {"nf4": "reference state cpu gpu dispatch linear __init__",
          "tiny_world": "__init__ grammar village documents languages tasks pretrain",
-         "llm": "gguf gguf_model hf_config chat smollm2 chat_template tokenizer checkpoint "
+         "llm": "gguf hf_config gguf_model chat smollm2 chat_template tokenizer checkpoint "
                 "base shared_prefix run_files finetune __init__",
          "lab": "__init__ sources memory study runs rates graded capacity intervals "
                 "compare summary plot tool_calls tool_calls_plot diagrams bench_nf4 bench_step",

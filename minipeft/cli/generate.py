@@ -5,7 +5,7 @@ import torch
 
 from ..llm import base
 from ..llm.chat import check_form
-from ..llm.run_files import load_trained, run_method, run_model
+from ..llm.run_files import load_base, load_trained
 from . import UsageError, seed
 
 EXAMPLE = 'python -m minipeft generate "Wake me at 7:15 am" --adapter runs/tools --compare'
@@ -28,18 +28,6 @@ def asked(args) -> list[dict[str, str]]:
     """The conversation so far."""
     system = [] if args.system is None else [{"role": "system", "content": args.system}]
     return [*system, {"role": "user", "content": " ".join(args.prompt)}]
-
-
-def open_base(model: str | None, adapter: Path | None, four_bit: bool):
-    """The model to ask, and its tokenizer; ValueError unless it is the one that a run in `adapter`
-    was trained on. four_bit: load in 4 bits what that run has seen so."""
-    name, digest = (None, None) if adapter is None else run_model(adapter)
-    four_bit = four_bit and name is not None and run_method(adapter).four_bit
-    chosen = model if model is not None else base.SMOLLM2 if name is None else name
-    found = base.load(chosen, four_bit=four_bit)
-    if name is not None:
-        base.check_same(chosen, digest, str(adapter))
-    return found
 
 
 def answer(model, tokenizer, args) -> None:
@@ -66,7 +54,7 @@ def run(args) -> None:
         raise UsageError("the prompt is empty")
     if args.system is not None and not args.system.strip():
         raise UsageError("--system is empty; leave it out for the model's own")
-    model, tokenizer = open_base(args.model, args.adapter, not args.compare)
+    model, tokenizer = load_base(args.model, args.adapter, four_bit=not args.compare)
     if args.compare or not args.adapter:
         print("base     " if args.compare else "", end="")
         answer(model, tokenizer, args)

@@ -2,10 +2,9 @@
 from pathlib import Path
 
 from ..llm import base
-from ..llm.run_files import WEIGHTS, claimed, load_trained, write_weights
+from ..llm.run_files import WEIGHTS, claimed, load_base, load_trained, write_weights
 from ..peft_model import PeftModel
 from . import check_output
-from .generate import open_base
 
 EXAMPLE = "python -m minipeft merge runs/tools --out runs/tools_merged"
 
@@ -20,7 +19,7 @@ def arguments(parser) -> None:
 def run(args) -> None:
     check_output(args.out)
     with claimed(args.out):
-        model, tokenizer = open_base(args.model, args.adapter, four_bit=True)
+        model, tokenizer = load_base(args.model, args.adapter, four_bit=True)
         trained = load_trained(model, args.adapter)
         if isinstance(trained, PeftModel):
             trained = trained.merge_and_unload()

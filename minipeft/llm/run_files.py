@@ -26,6 +26,8 @@ from ..nf4 import NF4Linear, quantize_model
 from ..peft_model import PeftModel
 from ..recipes import RECIPES, Recipe, in_four_bits
 from ..state import check_unwrapped
+from . import base
+from .tokenizer import FolderTokenizer
 
 RUN, CHECKPOINT, WEIGHTS = "run.json", "checkpoint.safetensors", "model.safetensors"
 REPORT, CURVES = "report.json", "curves.png"
@@ -114,6 +116,22 @@ def own_weights(model: GPT) -> dict[str, Tensor]:
     left_out |= {"lm_head.weight"} if model.tied else set()
     weights = {name: t for name, t in model.state_dict().items() if name not in left_out}
     return weights | {f"{path}.weight": m.dequantize() for path, m in four_bit.items()}
+
+
+def load_base(model: str | None, adapter: Path | None,
+              four_bit: bool) -> tuple[GPT, FolderTokenizer]:
+    """The model that an adapter stands on, and its tokenizer: `model`, or else the one that the run
+    in `adapter` names, or else SmolLM2. ValueError for another than the run was trained on.
+
+    four_bit: in 4 bits, if the run has seen it so
+    """
+    name, digest = (None, None) if adapter is None else run_model(adapter)
+    chosen = model if model is not None else base.SMOLLM2 if name is None else name
+    four_bit = four_bit and name is not None and run_method(adapter).four_bit
+    found = base.load(chosen, four_bit=four_bit)
+    if name is not None:
+        base.check_same(chosen, digest, str(adapter))
+    return found
 
 
 def load_trained(model: GPT, folder: Path) -> nn.Module:
