@@ -155,6 +155,12 @@ def test_a_run_goes_on_and_answers_on_its_own_model_alone(here, capsys):
                      "merge run --out merged"):
             assert "is not the model that run was trained on" in one_line(
                 capsys, 1, f"{line} --model {model}")
+    settings = json.loads(Path("run/run.json").read_text())
+    digest = settings.pop("model_sha256")                    # as if SmolLM2 had been its model
+    Path("run/run.json").write_text(json.dumps(settings | {"model": "smollm2"}))
+    for line in ("finetune --resume --out run", "generate hi --adapter run"):
+        assert "is not the model that run was" in one_line(capsys, 1, f"{line} --model a")
+    Path("run/run.json").write_text(json.dumps(settings | {"model_sha256": digest}))
     shutil.move("a", "moved")                         # another path, the same model
     assert "no model" in one_line(capsys, 1, "generate hi --adapter run")
     assert run("generate hi --adapter run --model moved --max-new-tokens 2") == 0

@@ -132,11 +132,12 @@ def read_data(settings: dict, tokenizer: FolderTokenizer) -> tuple[list, list, i
     return *chat.split(training, N_VALIDATION, seed), left_out
 
 
-def check_same_model(settings: dict, out: Path) -> None:
+def check_same_model(settings: dict, args) -> None:
     """Note the model's fingerprint, or on --resume compare it."""
-    if settings["model"] != base.SMOLLM2 and "model_sha256" not in settings:
+    if args.resume:
+        base.check_same(settings["model"], settings.get("model_sha256"), str(args.out))
+    elif settings["model"] != base.SMOLLM2:
         settings["model_sha256"] = base.fingerprint(settings["model"])
-    base.check_same(settings["model"], settings.get("model_sha256"), str(out))
 
 
 def check_same_data(settings: dict) -> None:
@@ -182,7 +183,7 @@ def prepare(args, settings: dict, device: torch.device) -> tuple[Run, list, list
     # 4 bits are made of float32, and the rest is rounded to the recipe's dtype after that
     dtype = "float32" if usual.four_bit else recipe.dtype
     model, tokenizer = base.load(settings["model"], getattr(torch, dtype), usual.four_bit)
-    check_same_model(settings, args.out)
+    check_same_model(settings, args)
     training, validation, left_out = read_data(settings, tokenizer)
     check_same_data(settings)
     model.to(device)
