@@ -27,9 +27,10 @@ def edit(path, **changes) -> None:
     path.write_text(json.dumps({k: v for k, v in entries.items() if v is not None}))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_every_tensor_stands_where_its_name_says_in_the_wanted_dtype(dtype, tmp_path):
-    tensors = tiny_folder.write(tmp_path, dtype=torch.float16, shards=3)
+@pytest.mark.parametrize("stored, dtype", [(torch.float16, torch.float32),
+                                           (torch.bfloat16, torch.bfloat16)])
+def test_every_tensor_stands_where_its_name_says_in_the_wanted_dtype(stored, dtype, tmp_path):
+    tensors = tiny_folder.write(tmp_path, dtype=stored, shards=3)
     model, tokenizer = load(tmp_path, dtype)
     assert not model.training and model.state_dict().keys() == tensors.keys()
     for name, tensor in model.state_dict().items():
@@ -246,6 +247,8 @@ STATE = "{% set ns = namespace(a='0123456789') %}{% for i in range(99) %}"
 HOSTILE = {
     "two loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
                   "rounds of loops and calls"),
+    "loops over what is written in it": (
+        f"{{% for i in {list(range(60))} %}}" * 4 + "{% endfor %}" * 4, "rounds of loops"),
     "long range": ("{% for i in range(10 ** 12) %}{% endfor %}", "Range too big"),
     "two calls each": ("{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}"
                        "{% endmacro %}{{ f(60) }}", "rounds of loops and calls"),
