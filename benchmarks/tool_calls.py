@@ -279,7 +279,7 @@ def chosen_rates(results: dict) -> dict[str, float]:
 def kept_dtype(out: Path) -> str:
     """What is faster here, timed once: a comparison that goes on later must not mix dtypes."""
     if not (out / "dtype.json").exists():
-        write_json(out / "dtype.json", {"dtype": faster_dtype(load()[0])})
+        write_json(out / "dtype.json", {"dtype": faster_dtype(load()[0].config)})
     return read(out / "dtype.json")["dtype"]
 
 

@@ -96,14 +96,25 @@ def check_shapes(expected: dict[str, Tensor], found: dict[str, Tensor], where: P
     """ValueError unless `found` has the keys and shapes of `expected`."""
     missing, unexpected = expected.keys() - found.keys(), found.keys() - expected.keys()
     if missing or unexpected:
+        rows = [f"; it brings an embedding or head for a vocabulary of {len(found[key])} tokens, "
+                f"which was enlarged in training" for key in sorted(unexpected) if per_token(key)]
         raise ValueError(f"{where} does not fit this model: " + "; ".join(
             f"{len(keys)} {kind}, such as {min(keys)!r}{nearest(min(keys), others)}"
             for kind, keys, others in (("keys missing", missing, found),
-                                       ("keys unexpected", unexpected, expected)) if keys))
+                                       ("keys unexpected", unexpected, expected)) if keys)
+            + "".join(rows[:1]))
     for key, tensor in found.items():
-        if tensor.shape != expected[key].shape:
-            raise ValueError(f"{where}: {key} must have shape {tuple(expected[key].shape)}, "
-                             f"got {tuple(tensor.shape)}; is r, or the model, another one?")
+        wanted = expected[key].shape
+        if tensor.shape != wanted:
+            what = "the vocabulary" if per_token(key) and tensor.shape[1:] == wanted[1:] else "r"
+            raise ValueError(f"{where}: {key} must have shape {tuple(wanted)}, "
+                             f"got {tuple(tensor.shape)}; is {what}, or the model, another one?")
+
+
+def per_token(key: str) -> bool:
+    """Whether a tensor has a row for each token of a vocabulary."""
+    return key.endswith(("embed_tokens.weight", "lm_head.weight", "lm_head.base_layer.weight",
+                         "embed_tokens.base_layer.weight", "lm_head.lora_B.weight"))
 
 
 def check_finite(key: str, tensor: Tensor, where: Path) -> None:

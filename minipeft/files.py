@@ -26,6 +26,7 @@ RESULTS = PACKAGE / "results" if IN_WHEEL else CHECKOUT / "benchmarks" / "result
 
 DEPTH = 64                  # lists and objects within each other; Python's own readers end at 1000
 LARGEST = 2**63 - 1         # whole number that a tensor can hold
+NO_LIMIT = 10.0**30         # a text's length in a tokenizer_config.json of transformers
 KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false",
          int: "a whole number", float: "a number", type(None): "null"}
 
@@ -160,7 +161,9 @@ def without_doubles(pairs: list[tuple]) -> dict:
     return found
 
 
-def whole(digits: str) -> int:
+def whole(digits: str) -> int | float:
+    if digits == str(int(NO_LIMIT)):
+        return NO_LIMIT                     # a number that is no whole one: no size takes it
     if len(digits) > 20 or abs(int(digits)) > LARGEST:       # int() of many digits takes long
         raise ValueError(f"the number {plain(digits)} is larger than {LARGEST}")
     return int(digits)
@@ -195,15 +198,22 @@ def plain(name: str) -> str:
     return short(name, repr=lambda name: repr(name)[1:-1])
 
 
-def read_tensors(path: Path, do: str = "restore it") -> tuple[dict[str, Tensor], dict[str, str]]:
-    """(tensors, metadata) of a safetensors file; ValueError, which says what to `do`, if it is
-    none. The library checks every size in it against the file's."""
+@contextmanager
+def opened_tensors(path: Path, do: str) -> Iterator[safe_open]:
+    """A safetensors file whose tensors are read one at a time; ValueError, which says what to `do`,
+    if it is none. The library checks every size in it against the file's."""
     path.open("rb").close()          # a folder, say: the library's own errors name no file
     try:
         with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-            return tensors, {} if metadata is None else metadata
+            yield file
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: truncated or no safetensors file ({error}); "
                          f"{do}") from None
+
+
+def read_tensors(path: Path, do: str = "restore it") -> tuple[dict[str, Tensor], dict[str, str]]:
+    """(tensors, metadata) of a safetensors file, as `opened_tensors` takes it."""
+    with opened_tensors(path, do) as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+        return tensors, {} if metadata is None else metadata

@@ -8,7 +8,8 @@
 Touvron et al. 2023 (RMSNorm, SwiGLU, rotary positions); Ainslie et al. 2023 (grouped-query heads).
 Letters: B batch, T tokens, P prompt or prefix slots, S = P + T keys, C width, H heads, D = C / H,
 V vocabulary. The same class is the tiny GPT of the notebooks, SmolLM2-135M with its real weights,
-and Llama-2-7B on the meta device. It helps the adapters with two lines, marked (adapters).
+Llama-2-7B on the meta device, and, by the last fields of its config, Llama 3, Mistral, Qwen2 and
+Qwen3. It helps the adapters with two lines, marked (adapters).
 """
 import functools
 import math
@@ -50,11 +51,49 @@ PRESETS = {  # from the models' own config.json files
 
 COLDEST = 1e-30                # temperature: a logit divided by less may leave float32's range
 LARGEST_SIZE = 2**24        # of anything below: no product of two overflows where bytes are counted
+PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """Slower rotary positions, so that a long text turns no pair further than the short texts did
+    on which a model was first trained:
+
+        frequency  becomes  keep * frequency + (1 - keep) * frequency / factor
+
+    "linear" keeps 0 of every pair (Chen et al. 2023). "llama3" (Llama 3.1) keeps 0 of a pair that
+    makes low_freq_factor turns or fewer in original_max_position_embeddings tokens, 1 of one that
+    makes high_freq_factor or more, and in proportion between.
+    """
+
+    rope_type: str                           # "linear" or "llama3", which reads the last three
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_position_embeddings: int = 8192
+
+    def __post_init__(self):
+        if self.rope_type not in ("linear", "llama3"):
+            raise ValueError(f"rope_type must be linear or llama3, got {self.rope_type!r:.80}")
+        check_numbers(self)
+        if self.low_freq_factor >= self.high_freq_factor:
+            raise ValueError(f"low_freq_factor must be below high_freq_factor "
+                             f"{self.high_freq_factor}, got {self.low_freq_factor}")
+
+    def slowed(self, frequency: Tensor) -> Tensor:
+        """frequency (D / 2,), in radians a token."""
+        if self.rope_type == "linear":
+            return frequency / self.factor
+        turns = self.original_max_position_embeddings / (2 * math.pi / frequency)
+        keep = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        keep = keep.clamp(0, 1)
+        return (1 - keep) * frequency / self.factor + keep * frequency
 
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """Sizes of a GPT, under the names of HuggingFace's LlamaConfig."""
+    """Sizes of a GPT, under the names of HuggingFace's LlamaConfig. The last four fields are what
+    other models of the Llama family have more; their defaults are Llama 2."""
 
     vocab_size: int                          # V
     hidden_size: int                         # C
@@ -66,29 +105,26 @@ class GPTConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False        # lm_head.weight is embed_tokens.weight
+    head_size: int | None = None             # D, HuggingFace's head_dim; None: C / H
+    biases: tuple[str, ...] = ()             # those of PROJECTIONS that add one; Qwen2: q, k and v
+    qk_norm: bool = False                    # Qwen3: each head's query and key through an RMSNorm
+    rope_scaling: RopeScaling | None = None
 
     def __post_init__(self):
-        self.check_sizes()
-        if self.hidden_size % (2 * self.num_attention_heads):
+        check_numbers(self)
+        if self.head_size is None and self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(f"hidden_size must be an even multiple of num_attention_heads "
                              f"{self.num_attention_heads} (rotary positions turn pairs), "
                              f"got {self.hidden_size}")
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim must be even (rotary positions turn pairs), got "
+                             f"{self.head_dim}")
         if self.num_attention_heads % self.kv_heads:
             raise ValueError(f"num_key_value_heads must divide num_attention_heads "
                              f"{self.num_attention_heads}, got {self.kv_heads}")
-
-    def check_sizes(self) -> None:
-        """ValueError that names the field unless every size is one that a model can have."""
-        for name, kind in self.__annotations__.items():
-            value = getattr(self, name)
-            if kind is int or (name == "num_key_value_heads" and value is not None):
-                if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
-                    raise ValueError(f"{name} must be a whole number, 1 to {LARGEST_SIZE}, got "
-                                     f"{value!r:.80}")
-            elif kind is float and (type(value) not in (int, float) or not 0 < value < math.inf):
-                raise ValueError(f"{name} must be a positive, finite number, got {value!r:.80}")
-            elif kind is bool and type(value) is not bool:
-                raise ValueError(f"{name} must be True or False, got {value!r:.80}")
+        if not isinstance(self.biases, tuple) or set(self.biases) - set(PROJECTIONS):
+            raise ValueError(f"biases must be a tuple of names among {', '.join(PROJECTIONS)}, "
+                             f"got {self.biases!r:.80}")
 
     @property
     def kv_heads(self) -> int:
@@ -97,7 +133,8 @@ class GPTConfig:
 
     @property
     def head_dim(self) -> int:
-        return self.hidden_size // self.num_attention_heads
+        return (self.hidden_size // self.num_attention_heads if self.head_size is None
+                else self.head_size)
 
     @classmethod
     def preset(cls, name: str) -> "GPTConfig":
@@ -105,6 +142,21 @@ class GPTConfig:
         if name not in PRESETS:
             raise ValueError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
         return cls(**PRESETS[name])
+
+
+def check_numbers(config: GPTConfig | RopeScaling) -> None:
+    """ValueError that names the field unless every number is one that a model can have."""
+    for name, kind in config.__annotations__.items():
+        value = getattr(config, name)
+        if kind is int or (kind == int | None and value is not None):
+            if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
+                name = "head_dim" if name == "head_size" else name         # as files call it
+                raise ValueError(f"{name} must be a whole number, 1 to {LARGEST_SIZE}, got "
+                                 f"{value!r:.80}")
+        elif kind is float and (type(value) not in (int, float) or not 0 < value < math.inf):
+            raise ValueError(f"{name} must be a positive, finite number, got {value!r:.80}")
+        elif kind is bool and type(value) is not bool:
+            raise ValueError(f"{name} must be True or False, got {value!r:.80}")
 
 
 class RMSNorm(nn.Module):
@@ -122,13 +174,15 @@ class RMSNorm(nn.Module):
 
 
 @functools.lru_cache(maxsize=16)   # a pure function: the same table for every layer and step
-def rope_table(dim: int, length: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
+def rope_table(dim: int, length: int, theta: float, device: torch.device,
+               scaling: RopeScaling | None = None) -> tuple[Tensor, Tensor]:
     """cos and sin of position * theta^(-2i/dim), (length, dim) float32 each.    Su et al. 2021
 
     float32 whatever the model's dtype: a buffer would be rounded by `model.to(torch.bfloat16)`.
     """
     with torch.inference_mode(False):   # or a table first made there could not be trained through
         frequency = 1 / theta ** (torch.arange(0, dim, 2, device=device) / dim)    # (dim / 2,)
+        frequency = frequency if scaling is None else scaling.slowed(frequency)
         angle = torch.arange(length, device=device)[:, None] * frequency       # (length, dim / 2)
         angle = torch.cat([angle, angle], dim=-1)                              # (length, dim)
         return angle.cos(), angle.sin()
@@ -186,16 +240,19 @@ class Attention(nn.Module):
 
     def __init__(self, config: GPTConfig):
         super().__init__()
-        C, kv = config.hidden_size, config.kv_heads * config.head_dim
+        C, D = config.hidden_size, config.head_dim
+        q, kv = config.num_attention_heads * D, config.kv_heads * D
         self.config = config
-        self.q_proj = nn.Linear(C, C, bias=False)
-        self.k_proj = nn.Linear(C, kv, bias=False)
-        self.v_proj = nn.Linear(C, kv, bias=False)
-        self.o_proj = nn.Linear(C, C, bias=False)
+        self.q_proj = nn.Linear(C, q, bias="q_proj" in config.biases)
+        self.k_proj = nn.Linear(C, kv, bias="k_proj" in config.biases)
+        self.v_proj = nn.Linear(C, kv, bias="v_proj" in config.biases)
+        self.o_proj = nn.Linear(q, C, bias="o_proj" in config.biases)
+        self.q_norm, self.k_norm = (RMSNorm(D, config.rms_norm_eps) if config.qk_norm
+                                    else nn.Identity() for _ in range(2))
 
     def forward(self, x: Tensor, cache: KVCache | None = None,
                 prefix_kv: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        B, T, C = x.shape
+        B, T, _ = x.shape
         q, k, v = (proj(x).view(B, T, -1, self.config.head_dim).transpose(1, 2)   # (B, H, T, D)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))
         P = 0 if prefix_kv is None else prefix_kv[0].shape[2]
@@ -203,21 +260,22 @@ class Attention(nn.Module):
         mask = None if cache is None else cache.mask_with(T)
         at = None if mask is None else P + positions_in_row(mask, T)              # (B, 1, T)
         cos, sin = self.positions(start, start + T, x, at)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        q, k = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin)
         if cache is not None:
             k, v = cache.append(k, v)
         if prefix_kv is not None:                                                 # (adapters)
             k, v = (torch.cat([p.to(t.dtype).expand(B, -1, -1, -1), t], dim=2)    # (B, H, S, D)
                     for p, t in zip(prefix_kv, (k, v)))
         out = attend(q, k, v, mask)
-        return self.o_proj(out.transpose(1, 2).reshape(B, T, C))
+        return self.o_proj(out.transpose(1, 2).reshape(B, T, -1))
 
     def positions(self, start: int, stop: int, x: Tensor,
                   at: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """cos and sin of start ... stop - 1, (T, D) each, or of the positions `at` below stop."""
         check_length(stop, self.config)
         cos, sin = rope_table(self.config.head_dim, self.config.max_position_embeddings,
-                              self.config.rope_theta, x.device)               # (positions, D)
+                              self.config.rope_theta, x.device,
+                              self.config.rope_scaling)                       # (positions, D)
         where = slice(start, stop) if at is None else at
         return cos[where].to(x.dtype), sin[where].to(x.dtype)
 
@@ -347,6 +405,8 @@ class GPT(nn.Module):
                 residual = name.endswith(("o_proj", "down_proj"))
                 depth = 2 * self.config.num_hidden_layers if residual else 1
                 nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features * depth))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
 
     def forward(self, input_ids: Tensor, logits_at=None, caches: list[KVCache] | None = None,
                 attention_mask: Tensor | None = None) -> Tensor:

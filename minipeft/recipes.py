@@ -73,10 +73,14 @@ def adapt(model: nn.Module, method: str, size: int | None = None,
     if recipe.config is None:
         check_trains_whole(model)
     config = recipe.config and recipe.config(recipe.size if size is None else size)
-    if recipe.four_bit:
+    if recipe.four_bit and not in_four_bits(model):
         quantize_model(model)                    # before they are rounded to `dtype`
     model.to(dtype)
     return get_peft_model(model, config) if config else model
+
+
+def in_four_bits(model: nn.Module) -> bool:
+    return any(isinstance(module, NF4Linear) for module in model.modules())
 
 
 def check_trains_whole(model: nn.Module) -> None:

@@ -1,4 +1,5 @@
-"""Byte-level BPE as SmolLM2 was trained with it, by loops: the token ids that tests expect.
+"""Byte-level BPE as SmolLM2 (and Llama 3, Qwen2) was trained with it, and SentencePiece's, by
+loops: the token ids that tests expect.
 
 Shares nothing with the loader under test: the vocabulary is read by `struct` alone, texts are cut
 by Unicode categories, pairs are merged one at a time (Sennrich et al. 2016).
@@ -68,6 +69,35 @@ def words_of(text: str) -> list[str]:
     return words
 
 
+def words_of_llama_3(text: str, most_digits: int = 3) -> list[str]:
+    r"""(?i:endings)|[^\\r\\n L N]?L+|N{1,3}| ?O+[\\r\\n]*|S*[\\r\\n]+|S+ with no text behind it|S+
+    Qwen2's has single digits."""
+    words, at = [], 0
+    while at < len(text):
+        kinds = "".join(map(kind_of, text[at:]))
+        ending = next((e for e in ENDINGS if text[at:].lower().startswith(e)), "")
+        letters = re.match("[SO]?L+", kinds) if text[at] not in "\r\n" else None
+        other = re.match("S?O+", kinds) if text[at] == " " else re.match("O+", kinds)
+        if ending:
+            length = len(ending)
+        elif letters:
+            length = letters.end()
+        elif kinds[0] == "N":
+            length = min(most_digits, re.match("N+", kinds).end())
+        elif other:
+            length = other.end()
+            while text[at + length:at + length + 1] in ("\r", "\n"):
+                length += 1
+        else:
+            run = text[at:at + re.match("S+", kinds).end()]
+            length = max(run.rfind("\r"), run.rfind("\n")) + 1
+            if length == 0:
+                length = len(run) - (len(run) > 1 and at + len(run) < len(text))
+        words.append(text[at:at + length])
+        at += length
+    return words
+
+
 def digits_alone(text: str) -> list[str]:
     """Every number of one character by itself, and what stands between them."""
     pieces = [""]
@@ -87,10 +117,12 @@ def byte_letters() -> dict[int, str]:
 
 
 class BytePairs:
-    """`encode(text)` of a GGUF file's vocabulary; digits: whether each digit stands alone."""
+    """`encode(text)` of a GGUF file's vocabulary; digits: whether each digit stands alone;
+    whole: whether a word that is a token is taken as it is."""
 
-    def __init__(self, path, digits: bool = True):
+    def __init__(self, path, digits: bool = True, words_of=words_of, whole: bool = False):
         metadata = read_metadata(path)
+        self.words_of, self.whole = words_of, whole
         self.digits, words = digits, metadata["tokenizer.ggml.tokens"]
         self.ids = {word: i for i, word in enumerate(words)}
         self.ranks = {pair: i for i, pair in enumerate(metadata["tokenizer.ggml.merges"])}
@@ -102,12 +134,15 @@ class BytePairs:
         ids = []
         for part in re.split("(" + "|".join(map(re.escape, self.control)) + ")", text):
             pieces = digits_alone(part) if self.digits else [part]
+            words = [word for piece in pieces for word in self.words_of(piece)]
             ids += ([self.ids[part]] if part in self.control else
-                    [i for piece in pieces for word in words_of(piece) for i in self.merge(word)])
+                    [i for word in words for i in self.merge(word)])
         return ids
 
     def merge(self, word: str) -> list[int]:
         parts = [self.letters[b] for b in word.encode()]
+        if self.whole and "".join(parts) in self.ids:
+            return [self.ids["".join(parts)]]
         while True:
             ranked = [(self.ranks.get(f"{a} {b}", len(self.ranks)), i)
                       for i, (a, b) in enumerate(itertools.pairwise(parts))]
@@ -115,3 +150,18 @@ class BytePairs:
             if rank == len(self.ranks):
                 return [self.ids[part] for part in parts]
             parts[i:i + 2] = [parts[i] + parts[i + 1]]
+
+
+def sentence_pieces(text: str, ids: dict[str, int], scores: list[float]) -> list[int]:
+    """Of all neighbours whose union is a piece, the two of the highest score become one, the first
+    of several; a character that is no piece is its UTF-8 bytes."""
+    parts = list("\u2581" * bool(text) + text.replace(" ", "\u2581"))
+    while True:
+        scored = [(scores[ids[a + b]], -i) for i, (a, b) in enumerate(itertools.pairwise(parts))
+                  if a + b in ids]
+        if not scored:
+            break
+        i = -max(scored)[1]
+        parts[i:i + 2] = [parts[i] + parts[i + 1]]
+    return [i for part in parts for i in
+            ([ids[part]] if part in ids else [ids[f"<0x{b:02X}>"] for b in part.encode()])]

@@ -20,6 +20,7 @@ import warnings
 from datetime import date
 from pathlib import Path
 
+import tiny_folder
 import tiny_gguf
 import torch
 
@@ -27,8 +28,9 @@ from minipeft import GPT, LoraConfig, PeftModel, get_peft_model
 from minipeft.cli.finetune import checked
 from minipeft.course import boxes
 from minipeft.files import read_json
-from minipeft.lab import hf_config, memory
-from minipeft.llm import chat, run_files, smollm2
+from minipeft.lab import memory
+from minipeft.llm import chat, hf_config, load, run_files
+from minipeft.llm.gguf import BLOCK
 from minipeft.nf4 import QuantState, quantize_nf4
 from minipeft.nf4.state import PACKED_KEY
 
@@ -126,16 +128,31 @@ def damaged_header(content: bytes, rng: random.Random) -> bytes:
     return struct.pack("<Q", len(header)) + header + body
 
 
+def damaged_template(content: bytes, rng: random.Random) -> bytes:
+    """A chat template with parts of its program moved, doubled or replaced."""
+    words = content.decode().split(" ")
+    for _ in range(rng.choice((1, 2, 5))):
+        place = rng.randrange(len(words))
+        words[place:place + rng.randrange(3)] = rng.choice((
+            [], [rng.choice(words)], ["{% for i in range(99999) %}"], ["{{ 'x' * 99999 }}"],
+            ["{%"], ["}}"], ["~", "messages"], ["|", "tojson"], ["{{ 9 ** 9 ** 9 }}"], ["(("],
+            ["{{ messages.__class__ }}"], ["not"], ["{% endfor %}"], ["\0"], ["{# "]))
+    return " ".join(words).encode()
+
+
 def damaged_gguf(content: bytes, rng: random.Random) -> bytes:
     """A whole GGUF file with other metadata or other tensors; `content` is not read."""
-    metadata, tensors = tiny_gguf.metadata(), dict(TENSORS)
+    metadata = rng.choice((tiny_gguf.metadata, tiny_gguf.pieces))()
+    tensors = dict(rng.choice(TENSORS))
     for _ in range(rng.choice((1, 1, 2))):
         key, name = rng.choice(list(metadata)), rng.choice(list(tensors))
         shape, kind, content = tensors[name]
         what = rng.randrange(7)
         if what == 0:
-            metadata[key] = rng.choice((0, 1, 7, 2**32 - 1, True, False, 0.0, float("nan"), 1e30,
-                                        "", "x", "smollm", ["a"], ["a b", "c"], [0], [3] * 261))
+            metadata[key] = rng.choice((
+                0, 1, 7, 2**32 - 1, True, False, 0.0, float("nan"), 1e30, "", "x", "smollm",
+                "llama-bpe", "qwen2", "gpt2", "llama", ["a"], ["a b", "c"], [0], [1] * 261,
+                [3] * 261, ["\u2581" * k for k in range(261)], [1e38] * 261, [float("nan")] * 261))
         elif what == 1:
             metadata.pop(key)
         elif what == 2:
@@ -148,7 +165,7 @@ def damaged_gguf(content: bytes, rng: random.Random) -> bytes:
             tensors[name] = (tuple(rng.choice((0, 1, 32, 33, 2**20, 2**40, 2**63))
                                    for _ in range(rng.randrange(6))), kind, content)
         elif what == 5:
-            tensors[name] = shape, rng.choice((0, 1, 2, 3, 8, 14, 30, 2**32 - 1)), content
+            tensors[name] = shape, rng.choice((*BLOCK, 6, 14, 2**32 - 1)), content
         else:
             tensors[rng.choice(("x", "blk.9.attn_q.weight", "blk.0.attn_q.bias", "",
                                 "output.weight", "blk..weight"))] = tensors.pop(name)
@@ -158,7 +175,7 @@ def damaged_gguf(content: bytes, rng: random.Random) -> bytes:
 # ---------------------------------------------------------------- readers
 
 
-TENSORS = tiny_gguf.tensors()
+TENSORS = [tiny_gguf.tensors(), *(tiny_gguf.tensors(kinds=[kind]) for kind in BLOCK)]
 
 
 def base() -> GPT:
@@ -184,6 +201,10 @@ def make_files(folder: Path) -> None:
     state = quantize_nf4(torch.randn(8, 64), compress_statistics=True)[1].as_dict(packed=True)
     for kind in set(KINDS) - {"adapter_config.json", "adapter_model.safetensors"}:
         (folder / kind).mkdir()
+    for kind in FOLDER:
+        tiny_folder.write(folder / kind, template=None, shards=2)
+        (folder / kind / "chat_template.jinja").write_text(tiny_folder.TEMPLATE)
+        (folder / kind / "generation_config.json").write_text('{"eos_token_id": [1, 2]}')
     run_files.write_checkpoint(folder / "checkpoint.safetensors",
                                tensors | {"rng": torch.get_rng_state()}, history)
     run_files.write_weights(base(), folder / "model.safetensors")
@@ -233,12 +254,23 @@ def read_examples(path: Path) -> None:
         chat.encode_example(messages, lambda text: list(text.encode()))
 
 
+def read_folder(path: Path) -> None:
+    try:
+        _, tokenizer = load(path.parent)
+        tokenizer.chat_text([{"role": "user", "content": "the cat"}])
+        tokenizer.encode("12 apples <|end|>")
+    except (ValueError, OSError) as error:        # of two files that differ, either may be named
+        if path.name in FOLDER and str(path.parent) in str(error).replace("\n", "?\n"):
+            raise ValueError(f"{path}: {error}") from None
+        raise
+
+
 CHECKPOINT = {n: p for n, p in get_peft_model(base(), LoraConfig(4)).named_parameters()
               if p.requires_grad}
 WORDS = dict(question=str, answer=str, number=int)
 # file: (what reads it, ways to damage it beside that of bytes, its share of the inputs)
 KINDS = {
-    "a.gguf": (smollm2.load, damaged_gguf, 5),
+    "a.gguf": (load, damaged_gguf, 6),
     "data.jsonl": (read_examples, damaged_json, 5),
     "adapter_config.json": (load_adapter, damaged_json, 3),
     "adapter_model.safetensors": (load_adapter, damaged_header, 3),
@@ -250,7 +282,14 @@ KINDS = {
     "list.json": (lambda path: read_json(path, wanted=list, keys=WORDS), damaged_json, 2),
     "quiz.json": (boxes.read, damaged_json, 2),
     "quant_state": (read_state, damaged_json, 2),
+    "tokenizer.json": (read_folder, damaged_json, 2),
+    "tokenizer_config.json": (read_folder, damaged_json, 1),
+    "generation_config.json": (read_folder, damaged_json, 1),
+    "chat_template.jinja": (read_folder, damaged_template, 2),
+    "model.safetensors.index.json": (read_folder, damaged_json, 1),
+    "model-00001-of-00002.safetensors": (read_folder, damaged_header, 2),
 }
+FOLDER = list(KINDS)[-6:]
 
 
 def attempt(path: Path, read) -> str:
@@ -326,7 +365,7 @@ def run(inputs: int, seed: int, only: tuple[str, int] | None) -> dict:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--inputs", type=int, default=2400)
+    parser.add_argument("--inputs", type=int, default=3200)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", nargs=2, metavar=("KIND", "NUMBER"))
     arguments = parser.parse_args()

@@ -160,3 +160,12 @@ def test_a_folder_or_nothing_in_place_of_a_file_is_an_oserror_that_names_it(read
     for name in ("a.folder", "b.none"):
         with pytest.raises(OSError, match=name):
             read(tmp_path / name)
+
+
+def test_the_length_without_limit_of_transformers_is_a_number_and_no_whole_one(tmp_path):
+    """tokenizer_config.json of most models has it: transformers' VERY_LARGE_INTEGER, int(1e30)."""
+    path = tmp_path / "a.json"
+    path.write_text('{"model_max_length": 1000000000000000019884624838656}')
+    assert files.read_json(path) == {"model_max_length": 1e30}
+    with pytest.raises(ValueError, match="model_max_length must be a whole number, got 1e\\+30"):
+        files.read_json(path, keys={"model_max_length": int})

@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -513,33 +515,35 @@ def test_two_processes_take_the_same_steps_as_one_with_the_same_batches(tmp_path
 
 
 class Tokenizer:
-    """As `tokenizers.Tokenizer`: a token a byte."""
+    """As `tokenizers.Tokenizer`: a token a byte; that of "<" ends an answer."""
 
-    def encode(self, text):
+    def encode(self, text, add_special_tokens):
         return type("Encoding", (), {"ids": encode(text)})
 
-    def decode(self, ids):
+    def decode(self, ids, skip_special_tokens):
         return "".join(chr(97 + i % 26) for i in ids)
 
-    def token_to_id(self, word):
-        return 60
+    def get_added_tokens_decoder(self):
+        return {i: SimpleNamespace(content=w, special=True) for i, w in enumerate(chat.CONTROL)}
+
+
+def load_tiny(model, dtype=torch.float32, four_bit=False):
+    """In the place of base.load."""
+    from minipeft.llm.tokenizer import FolderTokenizer
+
+    torch.manual_seed(0)
+    tokenizer = FolderTokenizer(Path("a folder"), Tokenizer(), {}, chat.ChatML(), (60,))
+    return GPT(replace(SMALL, max_position_embeddings=256)).to(dtype).eval(), tokenizer
 
 
 @pytest.fixture
 def command(monkeypatch, tmp_path):
     pytest.importorskip("tokenizers")
-    from dataclasses import replace
-
     from minipeft.__main__ import main
-    from minipeft.cli import finetune, generate, merge
+    from minipeft.llm import base
 
-    def load():
-        torch.manual_seed(0)
-        return GPT(replace(SMALL, max_position_embeddings=256)).eval(), Tokenizer()
-
-    for module in (finetune, generate, merge):
-        monkeypatch.setattr(module, "load", load)
-    monkeypatch.setattr(merge, "write_transformers_files", lambda *arguments: None)
+    monkeypatch.setattr(base, "load", load_tiny)
+    monkeypatch.setattr(base, "write_transformers_files", lambda *arguments: None)
     monkeypatch.chdir(tmp_path)
     with open("data.jsonl", "w", encoding="utf-8") as file:
         for i in range(30):
@@ -621,7 +625,8 @@ SETTINGS = {
     "training as number": (edited("data", "training", value=3), "training must be a text, got 3"),
     "length as text": (edited("data", "max_length", value="9"), "max_length must be a whole numbe"),
     "another method": (edited("recipe", "method", value="ia3"), "run.json: method must be one of"),
-    "another model": (edited("model", value="gpt-7"), "run.json: model must be smollm2, got 'gpt-"),
+    "another model": (edited("model", value="gpt-7"), "run.json: model must be smollm2, or the p"),
+    "a model without its sum": (edited("model", value="/a"), "its model_sha256, got '/a' and None"),
     "size 0": (edited("recipe", "size", value=0), "run.json: size must be a whole number of at le"),
     "another size": (edited("recipe", "size", value=3), "checkpoint.safetensors: .* must have sha"),
     "lr 0": (edited("recipe", "lr", value=0), "run.json: lr must be positive and finite, got 0"),
@@ -795,7 +800,7 @@ def test_what_cannot_be_generated_ends_with_one_line(arguments, status, message,
 
 def test_an_adapter_trained_under_a_system_turn_is_asked_under_it(command, monkeypatch, capsys):
     texts = []
-    monkeypatch.setattr(Tokenizer, "encode", lambda self, text: texts.append(text) or type(
+    monkeypatch.setattr(Tokenizer, "encode", lambda self, text, **_: texts.append(text) or type(
         "Encoding", (), {"ids": encode(text)}))
     assert command(["generate", "hello", "--system", "Be brief.", "--max-new-tokens", "2"]) == 0
     assert command(["generate", "hello", "--max-new-tokens", "2"]) == 0

@@ -18,7 +18,7 @@ def fuzzed(inputs: int, seed: int) -> dict:
 
 
 @pytest.mark.parametrize("inputs, seed", [
-    (2400, 0), pytest.param(60_000, 1, marks=pytest.mark.long)])
+    (3200, 0), pytest.param(60_000, 1, marks=pytest.mark.long)])
 def test_a_damaged_file_is_taken_or_refused_in_one_line_that_names_it(inputs, seed):
     found = fuzzed(inputs, seed)
     assert found["faults"] == [] and found["inputs"] >= inputs

@@ -1,4 +1,5 @@
 """The GPT's own facts. Its equality with transformers' Llama is in tests/parity/."""
+import math
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import torch
 from conftest import SMALL, UNEQUAL
 
 from minipeft import GPT, GPTConfig
-from minipeft.gpt import KVCache, pad_left, seen
+from minipeft.gpt import KVCache, RopeScaling, pad_left, rope_table, seen
 
 PARAMETERS = {    # published counts of the models
     "llama-7b": 6_738_415_616, "llama-2-7b": 6_738_415_616, "llama-13b": 13_015_864_320,
@@ -22,6 +23,35 @@ def test_presets_have_exactly_the_published_parameter_counts(preset):
     with torch.device("meta"):
         model = GPT(GPTConfig.preset(preset))
     assert sum(p.numel() for p in model.parameters()) == PARAMETERS[preset]
+
+
+# The Llama family beyond Llama: sizes of published models, and their published counts
+QKV = ("q_proj", "k_proj", "v_proj")
+FAMILY = {
+    "Llama 3.2 1B": (dict(vocab_size=128256, hidden_size=2048, intermediate_size=8192,
+                          num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8,
+                          tie_word_embeddings=True), 1_235_814_400),
+    "Mistral Nemo": (dict(vocab_size=131072, hidden_size=5120, intermediate_size=14336,
+                          num_hidden_layers=40, num_attention_heads=32, num_key_value_heads=8,
+                          head_size=128), 12_247_782_400),
+    "Qwen2.5 0.5B": (dict(vocab_size=151936, hidden_size=896, intermediate_size=4864,
+                          num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
+                          tie_word_embeddings=True, biases=QKV), 494_032_768),
+    "Qwen2.5 7B": (dict(vocab_size=152064, hidden_size=3584, intermediate_size=18944,
+                        num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4,
+                        biases=QKV), 7_615_616_512),
+    "Qwen3 0.6B": (dict(vocab_size=151936, hidden_size=1024, intermediate_size=3072,
+                        num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
+                        head_size=128, qk_norm=True, tie_word_embeddings=True), 596_049_920),
+}
+
+
+@pytest.mark.parametrize("name", FAMILY)
+def test_other_models_of_the_family_have_the_published_parameter_counts(name):
+    sizes, parameters = FAMILY[name]
+    with torch.device("meta"):
+        model = GPT(GPTConfig(**sizes))
+    assert sum(p.numel() for p in model.parameters()) == parameters
 
 
 def test_the_tiny_preset_has_the_count_by_hand():
@@ -39,10 +69,75 @@ def test_an_unknown_preset_lists_the_known_ones():
     ({"num_attention_heads": 5}, "even multiple of num_attention_heads 5"),
     ({"hidden_size": 36, "num_attention_heads": 4}, "rotary positions turn pairs"),
     ({"num_key_value_heads": 3}, "num_key_value_heads must divide"),
+    ({"head_size": 7}, "head_dim must be even"), ({"head_size": 0}, "head_dim must be a whole num"),
+    ({"biases": ("q",)}, "biases must be a tuple of names among q_proj, k_proj, v_proj, o_proj"),
+    ({"biases": ["q_proj"]}, "biases must be a tuple"), ({"qk_norm": 1}, "qk_norm must be True or"),
 ])
 def test_sizes_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
         GPTConfig(**{**vars(SMALL), **change})
+
+
+def test_a_head_of_its_own_size_biases_and_norms_are_the_formula_by_loops():
+    """Three positions, one head of four on a width of two: everything a sum of products."""
+    torch.manual_seed(0)
+    config = GPTConfig(7, 2, 3, 1, 1, head_size=4, biases=(*QKV, "o_proj"), qk_norm=True)
+    attention = GPT(config).model.layers[0].self_attn.double()
+    with torch.no_grad():
+        for parameter in attention.parameters():
+            parameter.normal_()
+    x = torch.randn(3, 2, dtype=torch.float64)
+
+    def projected(layer, t):
+        return [sum(layer.weight[i, j] * x[t, j] for j in range(2)) + layer.bias[i]
+                for i in range(4)]
+
+    def normed_and_turned(values, norm, t):
+        rms = (sum(v * v for v in values) / 4 + 1e-6) ** 0.5
+        n, out = [norm.weight[i] * v / rms for i, v in enumerate(values)], [0] * 4
+        for i in range(2):
+            angle = torch.tensor(t / 10000 ** (2 * i / 4), dtype=torch.float32)
+            c, s = angle.cos().double(), angle.sin().double()
+            out[i], out[i + 2] = n[i] * c - n[i + 2] * s, n[i + 2] * c + n[i] * s
+        return out
+
+    q, k = ([normed_and_turned(projected(p, t), norm, t) for t in range(3)] for p, norm in
+            ((attention.q_proj, attention.q_norm), (attention.k_proj, attention.k_norm)))
+    v, y = [projected(attention.v_proj, t) for t in range(3)], attention(x[None])[0]
+    for t in range(3):
+        weights = [(sum(a * b for a, b in zip(q[t], k[s])) / 2).exp() for s in range(t + 1)]
+        seen = [sum(w * v[s][i] for s, w in enumerate(weights)) / sum(weights) for i in range(4)]
+        o = attention.o_proj
+        by_hand = torch.stack([sum(o.weight[i, j] * seen[j] for j in range(4)) + o.bias[i]
+                               for i in range(2)])
+        torch.testing.assert_close(y[t], by_hand, rtol=1e-12, atol=1e-12)      # float64
+
+
+def test_scaled_positions_are_what_llama_3_1s_description_says():
+    """By pair: how many tokens one turn takes decides; and linear scaling divides all alike."""
+    D, theta, factor, low, high, original = 16, 500.0, 8.0, 1.0, 4.0, 64
+    scaling = RopeScaling("llama3", factor, low, high, original)
+    device, kinds = torch.device("cpu"), set()
+    cos, sin = rope_table(D, 90, theta, device, scaling)
+    linear = rope_table(D, 90, theta, device, RopeScaling("linear", 2.0))
+    for i in range(D // 2):
+        frequency = theta ** (-2 * i / D)
+        wavelength, scaled = 2 * math.pi / frequency, frequency
+        if wavelength > original / low:
+            scaled, kind = frequency / factor, "slow"
+        elif wavelength >= original / high:
+            smooth = (original / wavelength - low) / (high - low)
+            scaled, kind = (1 - smooth) * frequency / factor + smooth * frequency, "between"
+        else:
+            kind = "fast"
+        kinds.add(kind)
+        for position in (0, 1, 63, 89):       # float32: 89 radians have steps of 8e-6
+            assert cos[position, i].item() == pytest.approx(math.cos(position * scaled), abs=2e-5)
+            assert sin[position, i + D // 2].item() == pytest.approx(
+                math.sin(position * scaled), abs=2e-5)
+            assert linear[0][position, i].item() == pytest.approx(
+                math.cos(position * frequency / 2), abs=2e-5)
+    assert kinds == {"slow", "between", "fast"}
 
 
 def test_attention_is_the_formula_by_loops(model, ids):
@@ -135,7 +230,6 @@ def test_a_sequence_longer_than_the_model_is_refused(model):
 
 
 def test_positions_survive_bfloat16_and_inference_mode(model, ids):
-    from minipeft.gpt import rope_table
     rope_table.cache_clear()
     with torch.inference_mode():
         model(ids)

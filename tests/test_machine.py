@@ -30,8 +30,8 @@ WRITING = {"compare --quick": "minipeft.lab.compare.compare",
            "compare --sweep": "minipeft.lab.rates.sweep",
            "capacity --quick": "minipeft.lab.capacity.study",
            "pretrain": "minipeft.tiny_world.pretrain.pretrain",
-           "finetune --data data.jsonl": "minipeft.cli.finetune.load",
-           "merge run": "minipeft.cli.merge.load",
+           "finetune --data data.jsonl": "minipeft.llm.base.load",
+           "merge run": "minipeft.llm.base.load",
            "memory --model llama-2-7b": "minipeft.lab.plot.memory_plan_picture",
            "course student": "minipeft.course.student.release",
            "course source": "minipeft.course.student.write_source",
@@ -50,7 +50,7 @@ WRITING = {"compare --quick": "minipeft.lab.compare.compare",
     not Path("/proc/self").exists(), reason="a folder of Linux that nobody can write"))])
 def test_output_that_cannot_be_written_is_refused_before_any_work(command, work, out, monkeypatch,
                                                                   tmp_path, capsys):
-    if "cli" in work:
+    if "llm" in work:
         pytest.importorskip("tokenizers")
     if "student" in work:
         pytest.importorskip("nbgrader")
@@ -217,13 +217,14 @@ def test_quiz_prints_its_questions(printed, monkeypatch, tmp_path):
 
 def test_generate_prints_whatever_the_model_says(printed, monkeypatch):
     pytest.importorskip("tokenizers")
-    from minipeft.cli import generate
+    from minipeft.llm import base
 
     class Tokenizer:
         encode = staticmethod(lambda text: type("Encoding", (), {"ids": [1, 2, 3]}))
         decode = staticmethod(lambda ids: "é中")
-        token_to_id = staticmethod(lambda word: 60)
-    monkeypatch.setattr(generate, "load", lambda: (GPT(SMALL).eval(), Tokenizer))
+        chat_text = staticmethod(lambda messages: "")
+        control_words, end_ids = [], [60]
+    monkeypatch.setattr(base, "load", lambda *_, **given: (GPT(SMALL).eval(), Tokenizer))
     torch.manual_seed(0)
     out, encoding = printed(["generate", "hello", "--max-new-tokens", "1"])
     assert out.strip() == ("\\xe9\\u4e2d" if encoding == "ascii" else "é\\u4e2d")

@@ -11,7 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 from minipeft import GPT, GPTConfig
 from minipeft.__main__ import main
-from minipeft.lab import hf_config
+from minipeft.llm import hf_config
+from minipeft.gpt import RopeScaling
 from minipeft.lab.memory import Run, advice, plan
 from minipeft.measure import nbytes, training_bytes
 from minipeft.recipes import RECIPES, adapt
@@ -34,9 +35,11 @@ def saved_for_backward(model, ids) -> int:
 
 @pytest.mark.parametrize("config", [
     WIDE, replace(WIDE, num_key_value_heads=4), replace(WIDE, tie_word_embeddings=True),
+    replace(WIDE, biases=("q_proj", "k_proj", "v_proj"), rope_scaling=RopeScaling("linear", 2.0)),
+    replace(WIDE, qk_norm=True, head_size=2 * WIDE.head_dim),
     *(replace(WIDE, vocab_size=V) for V in (64, 192, 32, 16, 11, 20))],
-    ids=["grouped", "all heads", "tied", "V = C", "V = inner width", "V = keys' width", "V = D",
-         "V = T", "V = B (T - 1)"])
+    ids=["grouped", "all heads", "tied", "Qwen2's", "Qwen3's", "V = C",
+         "V = inner width", "V = keys' width", "V = D", "V = T", "V = B (T - 1)"])
 @pytest.mark.parametrize("method", RECIPES)
 def test_the_plan_equals_what_a_real_step_allocates(method, config):
     run = Run(replace(config, num_hidden_layers=3), method, 4, 2, 11, "fp32")
@@ -169,7 +172,9 @@ def test_the_sequence_is_512_tokens_or_what_the_model_has_positions_for(capsys):
 LLAMA = {**vars(GPTConfig.preset("llama-3-8b")), "model_type": "llama", "hidden_act": "silu",
          "architectures": ["LlamaForCausalLM"], "head_dim": 128, "attention_bias": False,
          "mlp_bias": False, "attention_dropout": 0.0, "pretraining_tp": 1, "dtype": "bfloat16",
-         "rope_scaling": {"rope_type": "llama3", "factor": 8.0}, "use_cache": True,
+         "rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+                          "high_freq_factor": 4.0, "original_max_position_embeddings": 8192},
+         "use_cache": True,
          "bos_token_id": 128000, "eos_token_id": [128001, 128009], "initializer_range": 0.02}
 MISTRAL = {**vars(GPTConfig.preset("llama-3-8b")), "model_type": "mistral",
            "architectures": ["MistralForCausalLM"], "sliding_window": 4096}
@@ -186,24 +191,25 @@ REFUSED = {
     **{f"missing {key}": ({k: v for k, v in LLAMA.items() if k != key}, f"lacks {key}; a Llama")
        for key in list(LLAMA)[:5]},
     **{f"head_dim {value}": (LLAMA | {"head_dim": value}, f"head_dim must be .* got {value!r}")
-       for value in (256, 64, 0, "128")},
-    "odd head": (LLAMA | {"hidden_size": 4095}, "hidden_size must be an even multiple of num_att"),
+       for value in (127, 0, "128", 2.0, True)},
+    "odd head": (LLAMA | {"hidden_size": 4095, "head_dim": None},
+                 "hidden_size must be an even multiple of num_att"),
     **{f"{key} {value}": (LLAMA | {key: value}, f"{key} must be .*, got {value!r}")
        for key, value in {
-           "attention_bias": True, "mlp_bias": True, "attention_dropout": 0.1,
+           "attention_bias": "yes", "mlp_bias": True, "attention_dropout": 0.1,
            "hidden_act": "gelu", "num_local_experts": 8, "num_experts": 128, "n_routed_experts": 64,
            "n_shared_experts": 1, "num_experts_per_tok": 2, "moe_intermediate_size": 1408,
            "kv_lora_rank": 512, "partial_rotary_factor": 0.5, "quantization_config": {"bits": 4},
            "is_encoder_decoder": True, "text_config": {"hidden_size": 3},
            "qk_layernorm": True}.items()},
-    **{f"type {kind}": (LLAMA | {"model_type": kind}, "model_type must be llama or mistral, got")
-       for kind in ("gemma", "gemma2", "qwen2", "qwen3", "mixtral", "qwen3_moe", "deepseek_v3",
+    **{f"type {kind}": (LLAMA | {"model_type": kind}, "model_type must be llama or mistral or qwe")
+       for kind in ("gemma", "gemma2", "mixtral", "qwen3_moe", "deepseek_v3",
                     "gpt_neox", "bert", "phi3", "t5", "", 5, ["llama"], {})},
     **{f"class {kind}": (LLAMA | {"architectures": kind}, "architectures must be LlamaForCausalLM")
        for kind in ("LlamaForCausalLM", ["MixtralForCausalLM"], ["LlamaForSequenceClassification"],
                     [], ["LlamaForCausalLM", "x"], [["LlamaForCausalLM"]], {"a": 1}, 7)},
     "no type, another class": ({k: v for k, v in LLAMA.items() if k != "model_type"} | {
-        "architectures": ["Qwen2ForCausalLM"]}, "architectures must be LlamaForCausalLM or Mistra"),
+        "architectures": ["Qwen2MoeForCausalLM"]}, "architectures must be LlamaForCausalLM or Mi"),
     "half the layers": (LLAMA | {"layer_types": ["full_attention", "sliding_attention"]},
                         "layer_types must all be 'full_attention'"),
     "layers as text": (LLAMA | {"layer_types": "full_attention"}, "layer_types must all be"),
@@ -254,11 +260,15 @@ def test_a_window_counts_where_a_sequence_is_longer_than_it(tmp_path, capsys):
     assert "its sliding_window ends after 4096 tokens" in refusal(path, capsys, "--seq", "4097")
     assert "a sequence has 4106" in refusal(path, capsys, "--seq", "4096", "--method", "prompt",
                                             "--r", "10")
-    for entries in (MISTRAL | {"sliding_window": None}, MISTRAL | {"use_sliding_window": False}):
+    qwen = MISTRAL | {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"]}
+    for entries in (MISTRAL | {"sliding_window": None}, qwen):
         path.write_text(json.dumps(entries))
         assert main(["memory", "--model", str(path), "--seq", "8192"]) == 0
-    path.write_text(json.dumps({k: v for k, v in MISTRAL.items() if k != "sliding_window"}))
-    assert "its sliding_window ends after 4096" in refusal(path, capsys, "--seq", "4097")
+    for entries in ({k: v for k, v in MISTRAL.items() if k != "sliding_window"},
+                    MISTRAL | {"use_sliding_window": False},        # which Mistral does not read
+                    qwen | {"use_sliding_window": True}):
+        path.write_text(json.dumps(entries))
+        assert "its sliding_window ends after 4096" in refusal(path, capsys, "--seq", "4097")
 
 
 @pytest.mark.parametrize("kind", hf_config.CLASSES)
@@ -274,6 +284,7 @@ def test_what_a_file_leaves_out_is_what_its_class_takes(kind, tmp_path, capsys):
                  "tie_word_embeddings"):
         found = "kv_heads" if name == "num_key_value_heads" else name
         assert getattr(model.config, found) == getattr(theirs, name), name
+    assert model.config.head_dim == getattr(theirs, "head_dim", 128)        # Qwen2's: 4096 / 32
     assert model.window == getattr(theirs, "sliding_window", None)
     assert main(["memory", "--model", str(path)]) == 0
     assert "does not say tie_word_embeddings: the head is not tied" in capsys.readouterr().out

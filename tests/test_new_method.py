@@ -10,10 +10,9 @@ from typing import ClassVar
 
 import pytest
 import torch
-from conftest import SMALL
 from torch import Tensor, nn
 
-from minipeft import GPT, PeftModel, get_peft_model
+from minipeft import PeftModel, get_peft_model
 from minipeft.__main__ import main
 from minipeft.adapter import Adapter, AdapterSet, find_modules
 from minipeft.lab import compare, rates, runs, study
@@ -139,16 +138,11 @@ def test_it_is_planned(capsys):
 
 def test_it_is_fine_tuned_and_answers(monkeypatch, tmp_path, capsys):
     pytest.importorskip("tokenizers")
-    from test_finetune import Tokenizer
+    from test_finetune import load_tiny
 
-    from minipeft.cli import finetune, generate
+    from minipeft.llm import base
 
-    def load():
-        torch.manual_seed(0)
-        return GPT(replace(SMALL, max_position_embeddings=256)).eval(), Tokenizer()
-
-    for module in (finetune, generate):
-        monkeypatch.setattr(module, "load", load)
+    monkeypatch.setattr(base, "load", load_tiny)
     data = tmp_path / "data.jsonl"
     data.write_text('{"prompt": "a", "completion": "b"}\n' * 20, encoding="utf-8")
     out = tmp_path / "run"

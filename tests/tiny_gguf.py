@@ -1,18 +1,22 @@
 """A whole GGUF file of a tiny Llama, byte by byte as the format's description says."""
 import struct
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from minipeft import GPT, GPTConfig
 
 CONFIG = GPTConfig(vocab_size=261, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                    num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
                    tie_word_embeddings=True)
+GOLDEN = Path(__file__).parent / "golden" / "gguf_types.json"
 CONTROL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 LAYER = {"self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
          "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
          "mlp.down_proj": "ffn_down", "input_layernorm": "attn_norm",
-         "post_attention_layernorm": "ffn_norm"}
+         "post_attention_layernorm": "ffn_norm", "self_attn.q_norm": "attn_q_norm",
+         "self_attn.k_norm": "attn_k_norm"}
 SCALARS = {bool: (7, "?"), int: (4, "I"), float: (6, "f")}
 
 
@@ -35,26 +39,44 @@ def metadata(**changes) -> dict:
     return {key: value for key, value in found.items() if value is not None}
 
 
-def tensors() -> dict[str, tuple[tuple, int, bytes]]:
-    """Name: (shape, type, bytes); the embedding in Q8_0, one matrix in Q4_1, the rest in F32."""
+def pieces(**changes) -> dict:
+    """The same with a tokenizer as Llama 1 and 2 have it: pieces of sentences and their scores."""
+    words = ["<unk>", "<s>", "</s>", *(f"<0x{b:02X}>" for b in range(256)), "\u2581", "h"]
+    ours = {"model": "llama", "pre": None, "tokens": words, "merges": None,
+            "token_type": [2, 3, 3] + [6] * 256 + [1, 1], "scores": [-float(i) for i in range(261)],
+            "bos_token_id": 1, "add_bos_token": None}
+    return metadata(**{f"tokenizer.ggml.{key}": value for key, value in ours.items()} | changes)
+
+
+def packed(tensor, kind: int, rng) -> bytes:
+    """A tensor's bytes: as they are in F32, F16 and BF16, else blocks of random codes."""
+    if kind in (0, 1):
+        return tensor.numpy().astype(("<f4", "<f2")[kind]).tobytes()
+    if kind == 30:                                       # the upper half of each float32
+        return tensor.numpy().astype("<f4").view("<u2")[..., 1::2].tobytes()
+    form, values, n = {2: ("<e", (0.01,), 16), 3: ("<ee", (0.01, -0.1), 16),
+                       8: ("<e", (0.01,), 32)}[kind]
+    return b"".join(struct.pack(form, *values) + rng.bytes(n) for _ in range(tensor.numel() // 32))
+
+
+def tensors(config=CONFIG, kinds=None) -> dict[str, tuple[tuple, int, bytes]]:
+    """Name: (shape, type, bytes); matrices of the types `kinds` in turn, or else the embedding in
+    Q8_0, one matrix in Q4_1 and the rest in F32."""
     rng, found = np.random.default_rng(0), {}
-    for name, tensor in GPT(CONFIG).state_dict().items():
-        if name == "lm_head.weight":
+    for name, tensor in GPT(config).state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
-        _, _, rest = name.partition("model.")
-        layer = rest.removesuffix(".weight").split(".", 2)
+        name, _, end = name.rpartition(".")
+        layer = name.removeprefix("model.").split(".", 2)
         known = (f"blk.{layer[1]}.{LAYER[layer[2]]}" if layer[0] == "layers" else
-                 {"embed_tokens": "token_embd", "norm": "output_norm"}[layer[0]])
-        blocks = tensor.numel() // 32
-        if known == "token_embd":
-            kind, content = 8, b"".join(struct.pack("<e", 0.01) + rng.bytes(32)
-                                        for _ in range(blocks))
-        elif known == "blk.0.ffn_down":
-            kind, content = 3, b"".join(struct.pack("<ee", 0.01, -0.1) + rng.bytes(16)
-                                        for _ in range(blocks))
-        else:
-            kind, content = 0, tensor.numpy().astype("<f4").tobytes()
-        found[f"{known}.weight"] = tuple(tensor.shape), kind, content
+                 {"embed_tokens": "token_embd", "norm": "output_norm",
+                  "lm_head": "output"}[layer[0]])
+        kind = {"token_embd": 8, "blk.0.ffn_down": 3}.get(known, 0)
+        if kinds is not None:
+            kind = kinds[len(found) % len(kinds)] if tensor.ndim == 2 else 0
+        if known.endswith("norm") or end == "bias":      # otherwise ones and zeros
+            tensor = torch.randn_like(tensor)
+        found[f"{known}.{end}"] = tuple(tensor.shape), kind, packed(tensor, kind, rng)
     return found
 
 
@@ -68,9 +90,10 @@ def value(content) -> bytes:
     if isinstance(content, str):
         return struct.pack("<I", 8) + text(content)
     if isinstance(content, list):
-        head = struct.pack("<IIQ", 9, 8 if isinstance(content[0], str) else 5, len(content))
-        return head + (b"".join(map(text, content)) if isinstance(content[0], str)
-                       else struct.pack(f"<{len(content)}i", *content))
+        kind, form = {str: (8, ""), int: (5, "i"), float: (6, "f")}[type(content[0])]
+        head = struct.pack("<IIQ", 9, kind, len(content))
+        return head + (b"".join(map(text, content)) if kind == 8
+                       else struct.pack(f"<{len(content)}{form}", *content))
     kind, form = SCALARS[type(content)]
     return struct.pack("<I" + form, kind, content)
 
@@ -86,6 +109,6 @@ def gguf_bytes(metadata: dict, tensors: dict, alignment: int = 32) -> bytes:
     return head + b"\0" * (-len(head) % alignment) + body
 
 
-def write(path, tensors=tensors, **changes):
+def write(path, tensors=tensors, metadata=metadata, **changes):
     path.write_bytes(gguf_bytes(metadata(**changes), tensors()))
     return path

@@ -1,4 +1,4 @@
-"""`minipeft finetune`: teach SmolLM2 a task from a file of examples, and keep the adapter."""
+"""`minipeft finetune`: teach a model a task from a file of examples, and keep the adapter."""
 import contextlib
 import hashlib
 import importlib
@@ -11,11 +11,11 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from ..files import write_json
-from ..llm import chat
+from ..files import short, write_json
+from ..llm import base, chat
 from ..llm.finetune import Run, RunRecipe, Schedule, faster_dtype, finetune, report
 from ..llm.run_files import CURVES, REPORT, RUN, claimed, draw_curves, read_settings
-from ..llm.smollm2 import load
+from ..llm.tokenizer import FolderTokenizer
 from ..recipes import RECIPES
 from ..train import place
 from . import UsageError, check_output, seed
@@ -23,7 +23,7 @@ from . import UsageError, check_output, seed
 EXAMPLE = ("python -m minipeft finetune --data data/tool_calls/train.jsonl --method lora "
            "--out runs/tools")
 
-DEFAULTS = {"model": "smollm2", "method": "lora", "size": None, "lr": None, "steps": 110,
+DEFAULTS = {"model": base.SMOLLM2, "method": "lora", "size": None, "lr": None, "steps": 110,
             "batch_size": 8, "micro_batch": None, "every": 20, "patience": 5, "validation": None,
             "max_length": 512, "dtype": "auto", "recompute": False, "seed": 0}
 N_VALIDATION = 48
@@ -38,7 +38,7 @@ def arguments(parser) -> None:
     add("--data", 'JSON lines: {"prompt", "completion"} or {"messages"}', type=Path)
     parser.add_argument("--resume", action="store_true",
                         help="continue the run in --out, with its settings, at its checkpoint")
-    add("--model", "the model", choices=["smollm2"])
+    add("--model", f"the model: {base.WANTED}; with --resume, where it lies now", type=named)
     add("--method", "what is trained", choices=list(RECIPES))
     add("--size", "rank, virtual tokens or bottleneck (default: the method's)", type=int)
     add("--lr", "peak learning rate (default: the method's)", type=float)
@@ -58,14 +58,20 @@ def arguments(parser) -> None:
     add("--seed", "of the adapter and the order of the data", type=seed)
 
 
+def named(model: str) -> str:
+    """The type of --model: SmolLM2's name, or a path that stays right in another folder."""
+    return model if model == base.SMOLLM2 else str(Path(model).absolute())
+
+
 def settings_of(args) -> dict:
     """Everything that decides the run, as run.json keeps it."""
     given = {name: getattr(args, name) for name in DEFAULTS if getattr(args, name) is not None}
     if args.resume:
+        moved = {name: given.pop(name) for name in ("model",) if name in given}
         if given or args.data:
             raise UsageError(f"--resume continues with the settings in {args.out / RUN}; "
                              f"leave out {', '.join([*given] + ['data'] * bool(args.data))}")
-        return checked(read_settings(args.out), args.out / RUN)
+        return checked(read_settings(args.out), args.out / RUN) | moved
     if args.data is None:
         raise UsageError("--data is wanted: a file of JSON lines, for example "
                          "data/tool_calls/train.jsonl")
@@ -86,9 +92,11 @@ def settings_of(args) -> dict:
 
 def checked(settings: dict, path: Path) -> dict:
     """ValueError, which names the file, for a value in it that no run can have."""
-    if settings["model"] != DEFAULTS["model"]:
-        raise ValueError(f"{path}: model must be {DEFAULTS['model']}, got "
-                         f"{settings['model']!r:.80}")
+    model, digest = settings["model"], settings.get("model_sha256")
+    if (model != base.SMOLLM2 and not Path(model).is_absolute()) or "\0" in model or (
+            not isinstance(digest, str if model != base.SMOLLM2 else type(None))):
+        raise ValueError(f"{path}: model must be {base.SMOLLM2}, or the path of a model and its "
+                         f"model_sha256, got {short(model)} and {short(digest)}; restore it")
     try:
         RunRecipe(**settings["recipe"])
         Schedule(**settings["schedule"])
@@ -97,12 +105,23 @@ def checked(settings: dict, path: Path) -> dict:
     return settings
 
 
-def read_data(settings: dict, encode) -> tuple[list, list, int]:
+def encoded(messages: chat.Messages, tokenizer: FolderTokenizer, where: str) -> chat.Example:
+    """Token ids and labels; ValueError, which says `where`, for a chat that the model has not."""
+    try:
+        return chat.encode_by_template(messages, tokenizer.chat_text,
+                                       lambda text: tokenizer.encode(text).ids, tokenizer.end_ids)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def read_data(settings: dict, tokenizer: FolderTokenizer) -> tuple[list, list, int]:
     """(training, validation, how many examples were left out as too long)."""
     data, seed = settings["data"], settings["recipe"]["seed"]
 
     def read(path):
-        return [chat.encode_example(messages, encode) for messages in chat.read_jsonl(path)]
+        conversations = chat.read_jsonl(path, tokenizer.control_words)
+        return [encoded(messages, tokenizer, f"{path}, conversation {number}")
+                for number, messages in enumerate(conversations, start=1)]
 
     examples = read(data["training"])
     training = chat.fitting(examples, data["max_length"])
@@ -111,6 +130,14 @@ def read_data(settings: dict, encode) -> tuple[list, list, int]:
         validation = read(data["validation"])
         return training, chat.fitting(validation, data["max_length"]), left_out
     return *chat.split(training, N_VALIDATION, seed), left_out
+
+
+def check_same_model(settings: dict, args) -> None:
+    """Note the model's fingerprint, or on --resume compare it."""
+    if args.resume:
+        base.check_same(settings["model"], settings.get("model_sha256"), str(args.out))
+    elif settings["model"] != base.SMOLLM2:
+        settings["model_sha256"] = base.fingerprint(settings["model"])
 
 
 def check_same_data(settings: dict) -> None:
@@ -147,15 +174,19 @@ def own_folder(args) -> contextlib.AbstractContextManager:
 
 def prepare(args, settings: dict, device: torch.device) -> tuple[Run, list, list]:
     """Data, model and run, ready for the next step; the settings are written when all is well."""
-    model, tokenizer = load()
-    training, validation, left_out = read_data(settings, lambda text: tokenizer.encode(text).ids)
+    recipe, usual = settings["recipe"], RECIPES[settings["recipe"]["method"]]
+    if recipe["dtype"] == "auto":
+        every_weight = usual.config is None
+        recipe["dtype"] = "float32" if every_weight else faster_dtype(
+            base.read_config(settings["model"]), device)
+    recipe = RunRecipe(**recipe)
+    # 4 bits are made of float32, and the rest is rounded to the recipe's dtype after that
+    dtype = "float32" if usual.four_bit else recipe.dtype
+    model, tokenizer = base.load(settings["model"], getattr(torch, dtype), usual.four_bit)
+    check_same_model(settings, args)
+    training, validation, left_out = read_data(settings, tokenizer)
     check_same_data(settings)
     model.to(device)
-    recipe = settings["recipe"]
-    if recipe["dtype"] == "auto":
-        every_weight = RECIPES[recipe["method"]].config is None
-        recipe["dtype"] = "float32" if every_weight else faster_dtype(model)
-    recipe = RunRecipe(**recipe)
     run = Run(recipe.adapt(model), recipe, Schedule(**settings["schedule"]), args.out)
     settings["data"]["left_out"] = left_out
     settings["data"]["examples"] = [len(training), len(validation)]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..adapter import nearest
 from ..gpt import PRESETS, GPTConfig
-from ..lab import hf_config, memory, plot
+from ..lab import memory, plot
+from ..llm import base, hf_config
 from ..recipes import RECIPES
 from . import UsageError, check_output
 
@@ -15,8 +16,8 @@ SEQ = 512
 
 def arguments(parser) -> None:
     parser.add_argument("--model", required=True,
-                        help=f"{', '.join(PRESETS)}, or a config.json in HuggingFace's Llama "
-                             "format, or the folder that holds it")
+                        help=f"{', '.join(PRESETS)}, or a config.json of HuggingFace, the folder "
+                             "that holds it, or a .gguf file")
     parser.add_argument("--method", default="qlora", help=", ".join(RECIPES))
     parser.add_argument("--r", type=int, help="rank; for prompt and prefix virtual tokens, for "
                         "houlsby bottleneck (default: as finetune takes it)")
@@ -73,9 +74,11 @@ def read_model(model: str) -> hf_config.Model:
         return hf_config.Model(GPTConfig.preset(model))
     path = Path(model)
     path = path / "config.json" if path.is_dir() else path
+    if path.suffix == ".gguf" and path.is_file():
+        return hf_config.Model(base.read_config(path))
     if path.suffix != ".json":
         raise ValueError(f"unknown model {model!r}{nearest(model, PRESETS)}; known: "
-                         f"{', '.join(PRESETS)}, or the path of a config.json")
+                         f"{', '.join(PRESETS)}, or the path of a config.json or .gguf file")
     if not path.is_file():
         raise ValueError(f"no file {path}")
     return hf_config.read(path)

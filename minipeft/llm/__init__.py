@@ -2,3 +2,4 @@
 
 It knows the methods through recipes.py and PeftModel. The lab, the course and the commands enter.
 """
+from .base import load

@@ -7,7 +7,7 @@ The loss counts on what the assistant says, and on the token that ends its turn.
 "prompt" may have a "system" turn; an assistant's message with "weight": 0 is not learned, as in
 OpenAI's format. Any other key is refused: it might mean something that is not done here.
 """
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -50,6 +50,13 @@ def chat_text(messages: Messages, add_generation_prompt: bool = True) -> str:
     return text + ("<|im_start|>assistant\n" if add_generation_prompt else "")
 
 
+class ChatML:
+    """`chat_text` in the place of a chat template."""
+
+    def render(self, messages: Messages, add_generation_prompt: bool, **others) -> str:
+        return chat_text(messages, add_generation_prompt)
+
+
 def encode_example(messages: Messages, encode: Encode) -> Example:
     """Token ids of chat_text, and as labels those that the assistant says.
 
@@ -69,21 +76,55 @@ def encode_example(messages: Messages, encode: Encode) -> Example:
     return ids, labels
 
 
-def read_jsonl(path: Path) -> list[Messages]:
-    """The conversations of a file; ValueError names the first line that is none."""
+def encode_by_template(messages: Messages, chat_text: Callable[[Messages, bool], str],
+                       encode: Encode, end_ids: Sequence[int]) -> Example:
+    """`encode_example` for any chat template: an answer is what `chat_text` of a conversation adds
+    to that of the conversation before it and the answer's beginning, to the token that ends it.
+
+    ValueError for a template that writes an earlier turn otherwise once the conversation goes on.
+    """
+    ids, labels, text, whole = [], [], "", chat_text(messages, False)
+    for i, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        asked, answered = chat_text(messages[:i], True), chat_text(messages[:i + 1], False)
+        counts = message.get("weight", 1)
+        if not (asked.startswith(text) and answered.startswith(asked)
+                and (i + 1 == len(messages) or whole.startswith(answered))):
+            if counts:
+                raise ValueError("the chat template writes an earlier turn otherwise once the "
+                                 "conversation goes on, so what is learned would never be seen; "
+                                 "make an example of each answer, with those before it of weight 0")
+            continue
+        before, answer = encode(asked[len(text):]), encode(answered[len(asked):])
+        end = next((n for n, token in enumerate(answer, 1) if token in end_ids), None)
+        if counts and end is None:
+            raise ValueError("the chat template writes none of the tokens that end an answer "
+                             "behind one, so the model would learn to go on for ever")
+        last = end if i + 1 == len(messages) else None
+        ids += before + answer[:last]
+        learned = answer[:end] if counts else []
+        labels += [IGNORE] * len(before) + learned + [IGNORE] * (len(answer[:last]) - len(learned))
+        text = answered
+    return ids, labels
+
+
+def read_jsonl(path: Path, control: Sequence[str] = CONTROL) -> list[Messages]:
+    """The conversations of a file; ValueError names the first line that is none, or that holds the
+    text of a `control` token."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"no data file {path}; it must hold a JSON object a line, with "
                                 f'"prompt" and "completion", or with "messages"')
     conversations = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         if line.strip():
-            conversations.append(parse_line(line, f"{path}, line {number}"))
+            conversations.append(parse_line(line, f"{path}, line {number}", control))
     if not conversations:
         raise ValueError(f"{path} holds no examples; {LINE}")
     return conversations
 
 
-def parse_line(line: bytes | str, where: str) -> Messages:
+def parse_line(line: bytes | str, where: str, control: Sequence[str] = CONTROL) -> Messages:
     line = line.encode() if isinstance(line, str) else line
     record = parse_json(line, where, LINE)
     if "messages" in record:
@@ -95,7 +136,7 @@ def parse_line(line: bytes | str, where: str) -> Messages:
         turns = zip(ROLES, ("system", "prompt", "completion"))
         messages = [{"role": role, "content": record[key]} for role, key in turns
                     if record.get(key) is not None]
-    check_messages(messages, where)
+    check_messages(messages, where, control)
     return messages
 
 
@@ -108,12 +149,12 @@ def check_other_keys(entries: dict, known: Iterable[str], where: str) -> None:
                              f"{', '.join(known)}. Say it in the texts, or leave it out")
 
 
-def check_messages(messages: Messages, where: str) -> None:
+def check_messages(messages: Messages, where: str, control: Sequence[str] = CONTROL) -> None:
     """ValueError unless these are turns of known roles with a text each, the last an answer."""
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"{where}: messages must be a non-empty list, got {short(messages)}")
     for message in messages:
-        check_form(message, where)
+        check_form(message, where, control)
         if not isinstance(message, dict) or message.get("role") not in list(ROLES):
             raise ValueError(f"{where}: a message must have one of the roles {', '.join(ROLES)}, "
                              f"got {short(message)}")
@@ -133,23 +174,23 @@ def check_messages(messages: Messages, where: str) -> None:
                          f"the line out")
 
 
-def check_form(message: dict, where: str) -> None:
+def check_form(message: dict, where: str, control: Sequence[str] = CONTROL) -> None:
     """ValueError, which says what to write instead, for a turn of another format than ours, or for
     a control token in a text."""
     role, content = (message.get("role"), message.get("content")) if isinstance(
         message, dict) else (None, None)
     if role in ("tool", "function"):
-        raise ValueError(f"{where}: a turn of the {role} has no place in SmolLM2's chats; write "
+        raise ValueError(f"{where}: a turn of the {role} has no place in these chats; write "
                          f"what it returned as a turn of the user")
     if role == "developer":
         raise ValueError(f'{where}: write the role "developer" as "system"')
     if isinstance(content, list):
         raise ValueError(f"{where}: content must be one text, got a list of {len(content)} parts; "
                          f"join the texts of its parts (images and sounds are not read)")
-    found = [word for word in CONTROL if word in content] if isinstance(content, str) else []
+    found = [word for word in control if word in content] if isinstance(content, str) else []
     if found:
-        raise ValueError(f"{where}: what the {role} says holds {found[0]}, which SmolLM2 reads as "
-                         f"a control token, not as text; write it another way, such as "
+        raise ValueError(f"{where}: what the {role} says holds {found[0]}, which the model reads "
+                         f"as a control token, not as text; write it another way, such as "
                          f"{found[0][0]} {found[0][1:]}")
 
 

@@ -3,7 +3,6 @@
 A run is a folder: run.json (its settings), checkpoint.safetensors (all that the next step depends
 on), the adapter with the lowest validation loss in HF PEFT's files, report.json, curves.png.
 """
-import copy
 import functools
 import itertools
 import math
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..adapter import check_choice, check_count
-from ..gpt import GPT
+from ..gpt import GPT, DecoderLayer, GPTConfig
 from ..measure import synchronize
 from ..peft_model import PeftModel, count_parameters
 from ..recipes import RECIPES, adapt
@@ -82,19 +81,18 @@ def recompute_activations(model: GPT) -> None:
         layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
 
 
-def faster_dtype(model: GPT, tokens: int = 512) -> str:
+def faster_dtype(config: GPTConfig, device: torch.device | str = "cpu", tokens: int = 512) -> str:
     """The dtype in which this machine does a layer's forward and backward faster, timed now.
 
     bfloat16 halves the bytes, but only some processors multiply it fast, and its backward pass
     through attention is slow on many.
     """
     seconds = {"float32": [], "bfloat16": []}
-    layers = {name: copy.deepcopy(model.model.layers[0]).to(getattr(torch, name))
-              for name in seconds}
+    layers = {name: DecoderLayer(config).to(device, getattr(torch, name)) for name in seconds}
     for _ in range(4):
         for name, layer in layers.items():
-            x = torch.randn(8, tokens // 8, model.config.hidden_size, requires_grad=True,
-                            dtype=getattr(torch, name), device=model.lm_head.weight.device)
+            x = torch.randn(8, tokens // 8, config.hidden_size, requires_grad=True,
+                            dtype=getattr(torch, name), device=device)
             start = time.perf_counter()
             layer(x).float().sum().backward()
             synchronize()

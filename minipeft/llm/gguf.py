@@ -17,10 +17,13 @@ SCALARS = {kind: np.dtype(name) for kind, name in {
     0: "u1", 1: "i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 7: "?",
     10: "<u8", 11: "<i8", 12: "<f8"}.items()}
 STRING, ARRAY = 8, 9
-F32, Q4_1, Q8_0 = 0, 3, 8            # tensor types; 32 weights share a block of the quantized two
-BLOCK = {F32: np.dtype("<f4"),
-         Q4_1: np.dtype([("scale", "<f2"), ("low", "<f2"), ("codes", "u1", 16)]),
-         Q8_0: np.dtype([("scale", "<f2"), ("codes", "i1", 32)])}
+F32, F16, Q4_0, Q4_1, Q8_0, BF16 = 0, 1, 2, 3, 8, 30      # tensor types
+SCALE, LOW = ("scale", "<f2"), ("low", "<f2")
+# What is stored at a time: one weight, or 32 that share a block
+BLOCK = {F32: np.dtype("<f4"), F16: np.dtype("<f2"), BF16: np.dtype("<u2"),
+         Q4_0: np.dtype([SCALE, ("codes", "u1", 16)]),
+         Q4_1: np.dtype([SCALE, LOW, ("codes", "u1", 16)]),
+         Q8_0: np.dtype([SCALE, ("codes", "i1", 32)])}
 SMALLEST_KEY, SMALLEST_TENSOR, MOST_AXES = 13, 32, 4      # bytes of an empty name and its value
 
 
@@ -133,10 +136,10 @@ class GGUF:
         end = 0
         for name, (shape, kind, offset) in sorted(self.tensors.items(), key=lambda t: t[1][2]):
             if kind not in BLOCK:
-                raise Damaged(f"tensor {plain(name)} must be F32, Q4_1 or Q8_0 (types {F32}, "
-                              f"{Q4_1}, {Q8_0}), got type {kind}")
-            if math.prod(shape) % weights_a_block(kind):
-                raise Damaged(f"tensor {plain(name)} of type {kind} must have blocks of "
+                raise Damaged(f"tensor {plain(name)} must be F32, F16, Q4_0, Q4_1, Q8_0 or BF16 "
+                              f"(types {', '.join(map(str, sorted(BLOCK)))}), got type {kind}")
+            if shape[-1] % weights_a_block(kind):
+                raise Damaged(f"tensor {plain(name)} of type {kind} must have rows of blocks of "
                               f"{weights_a_block(kind)} weights, got the shape {shape}")
             size = math.prod(shape) // weights_a_block(kind) * BLOCK[kind].itemsize
             if offset < end:
@@ -150,12 +153,12 @@ class GGUF:
         shape, kind, offset = self.tensors[name]
         n_blocks = math.prod(shape) // weights_a_block(kind)
         blocks = np.frombuffer(self.data, BLOCK[kind], n_blocks, self.start + offset)
-        factors = {F32: [], Q4_1: ["scale", "low"], Q8_0: ["scale"]}[kind]
-        if not all(np.isfinite(blocks[part]).all() for part in factors) or (
-                kind == F32 and not np.isfinite(blocks).all()):
+        with np.errstate(invalid="ignore"):        # a scale of infinity, which the next line sees
+            weights = dequantize(blocks, kind)
+        if not np.isfinite([weights.min(), weights.max()]).all():
             raise ValueError(f"{self.path}: tensor {plain(name)} must hold finite numbers, got NaN "
                              f"or infinity; install or download it again")
-        return torch.from_numpy(dequantize(blocks, kind)).view(*shape)
+        return torch.from_numpy(weights).view(*shape)
 
 
 class Damaged(Exception):
@@ -163,22 +166,29 @@ class Damaged(Exception):
 
 
 def weights_a_block(kind: int) -> int:
-    return 1 if kind == F32 else 32
+    return 1 if BLOCK[kind].names is None else 32
 
 
 def dequantize(blocks: np.ndarray, kind: int) -> np.ndarray:
-    """The float32 weights of N blocks of 32.
+    """The float32 weights of N blocks.
 
+    BF16:  the upper half of a float32's bits.
     Q8_0:  w = scale * code, codes signed.
-    Q4_1:  w = scale * code + low; the low nibbles are weights 0 ... 15, the high ones 16 ... 31.
+    Q4_0:  w = scale * (code - 8); the low nibbles are weights 0 ... 15, the high ones 16 ... 31.
+    Q4_1:  w = scale * code + low, nibbles in the same order.
     """
-    if kind == F32:
+    if kind == BF16:
+        return (blocks.astype(np.uint32) << 16).view(np.float32)
+    if kind in (F32, F16):
         return blocks.astype(np.float32)
     scale = blocks["scale"].astype(np.float32)[:, None]                       # (N, 1)
     if kind == Q8_0:
         return scale * blocks["codes"]                                        # (N, 32)
     w = np.empty((len(blocks), 2, 16), np.float32)
     w[:, 0], w[:, 1] = blocks["codes"] & 15, blocks["codes"] >> 4
+    if kind == Q4_0:
+        w -= 8
     w *= scale[:, None]
-    w += blocks["low"].astype(np.float32)[:, None, None]
+    if kind == Q4_1:
+        w += blocks["low"].astype(np.float32)[:, None, None]
     return w

@@ -24,8 +24,10 @@ from ..folders import locked, remove_empty
 from ..gpt import GPT
 from ..nf4 import NF4Linear, quantize_model
 from ..peft_model import PeftModel
-from ..recipes import RECIPES, Recipe
+from ..recipes import RECIPES, Recipe, in_four_bits
 from ..state import check_unwrapped
+from . import base
+from .tokenizer import FolderTokenizer
 
 RUN, CHECKPOINT, WEIGHTS = "run.json", "checkpoint.safetensors", "model.safetensors"
 REPORT, CURVES = "report.json", "curves.png"
@@ -116,6 +118,22 @@ def own_weights(model: GPT) -> dict[str, Tensor]:
     return weights | {f"{path}.weight": m.dequantize() for path, m in four_bit.items()}
 
 
+def load_base(model: str | None, adapter: Path | None,
+              four_bit: bool) -> tuple[GPT, FolderTokenizer]:
+    """The model that an adapter stands on, and its tokenizer: `model`, or else the one that the run
+    in `adapter` names, or else SmolLM2. ValueError for another than the run was trained on.
+
+    four_bit: in 4 bits, if the run has seen it so
+    """
+    name, digest = (None, None) if adapter is None else run_model(adapter)
+    chosen = model if model is not None else base.SMOLLM2 if name is None else name
+    four_bit = four_bit and name is not None and run_method(adapter).four_bit
+    found = base.load(chosen, four_bit=four_bit)
+    if name is not None:
+        base.check_same(chosen, digest, str(adapter))
+    return found
+
+
 def load_trained(model: GPT, folder: Path) -> nn.Module:
     """`model` with what the run in `folder` has trained, or with any HF PEFT adapter there.
 
@@ -123,7 +141,7 @@ def load_trained(model: GPT, folder: Path) -> nn.Module:
     """
     folder = Path(folder)
     recipe = run_method(folder) if (folder / RUN).exists() else RECIPES["lora"]
-    if recipe.four_bit:
+    if recipe.four_bit and not in_four_bits(model):
         quantize_model(model)                           # the adapter has learned to stand on this
     if recipe.config is not None:
         return PeftModel.from_pretrained(model, folder)
@@ -134,6 +152,18 @@ def load_trained(model: GPT, folder: Path) -> nn.Module:
     model.load_state_dict(weights, strict=False)               # all but a tied head
     model.tie_weights()
     return model
+
+
+def run_model(folder: Path) -> tuple[str | None, str | None]:
+    """The model that the run in `folder` has trained, and its fingerprint, as run.json has them;
+    None where there is no such file or entry."""
+    settings = read_settings(folder, METHOD) if (folder / RUN).exists() else {}
+    found = settings.get("model"), settings.get("model_sha256")
+    for name, value in zip(("model", "model_sha256"), found):
+        if not isinstance(value, str | None):
+            raise ValueError(f"{folder / RUN}: {name} must be a text, got {short(value)}; restore "
+                             f"it")
+    return found
 
 
 def run_method(folder: Path) -> Recipe:
