@@ -11,6 +11,8 @@ nb_execution_mode = "off"
 nb_merge_streams = True
 nb_code_prompt_show = "Show the solution"
 nb_code_prompt_hide = "Hide the solution"
+myst_enable_extensions = ["dollarmath"]
+myst_dmath_double_inline = True
 myst_heading_anchors = 3
 suppress_warnings = [
     "myst.header",          # a takeaway is a heading inside a quotation
@@ -20,7 +22,6 @@ suppress_warnings = [
 # Docstrings in the order of the sources; a method without one has none.
 autodoc_member_order = "bysource"
 autodoc_inherit_docstrings = False
-maximum_signature_line_length = 80
 
 # Formulas are drawn in the page by a script that lies beside it; without fonts, which browsers do
 # not load for a page that is opened as a file.
@@ -31,12 +32,15 @@ html_theme = "sphinx_book_theme"
 html_theme_options = {
     "home_page_in_toc": True,
     "show_toc_level": 2,
+    "navbar_persistent": [],            # the sidebar and the article's head have the search
     "use_download_button": False,
     "use_fullscreen_button": False,
 }
+html_context = {"default_mode": "auto"}
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
-html_js_files = ["offline.js"]
+html_js_files = ["site.js"]
 html_copy_source = False
+html_use_index = False
 html_show_sphinx = False
 html_show_copyright = False

@@ -128,8 +128,8 @@ def shown(path: Path) -> dict:
 
 
 def offer(name: str) -> str:
-    return (f"Download this notebook {{download}}`with its solutions <../downloads/solved/{name}>` "
-            f"or {{download}}`without <../downloads/open/{name}>`.\n")
+    return (f"Download this notebook [with its solutions](path:../downloads/solved/{name}) "
+            f"or [without](path:../downloads/open/{name}).\n")
 
 
 def show(cell: dict, source: str, heading: str) -> None:
@@ -192,9 +192,11 @@ def as_written(app, what: str, name: str, thing, options, lines: list[str]) -> N
 
 
 def block(text: str) -> str:
-    """One paragraph: set as it stands if spaces or keys in front of a colon give it a form."""
-    if re.search(r"^ |\S {2,}\S|\A\w+: ", text, re.MULTILINE):
-        return "::\n\n" + "\n".join(f"   {line}" for line in text.splitlines())
+    """One paragraph: set as it stands if spaces, or names in front of colons, give it a form."""
+    lines = text.splitlines()
+    if re.search(r"^ |\S {2,}\S", text, re.MULTILINE) or all(map(re.compile(r"[a-z_]+: ").match,
+                                                               lines)):
+        return "\n".join([".. code-block:: text", "", *(f"   {line}" for line in lines)])
     return prose(text)
 
 
