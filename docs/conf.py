@@ -3,6 +3,7 @@
 project = "minipeft"
 html_title = "minipeft"
 language = "en"
+smartquotes = False         # what is quoted stands as it was typed
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx.ext.viewcode"]
 exclude_patterns = ["README.md", "downloads"]
 

@@ -32,13 +32,14 @@ ROOMS = {"nf4": "reference state cpu gpu dispatch linear __init__",
          "lab": "__init__ sources hf_config memory study runs rates graded capacity intervals "
                 "compare summary plot tool_calls tool_calls_plot diagrams bench_nf4 bench_step",
          "course": "__init__ notebook questions execute exercises assignment student grade "
-                   "claims",
+                   "site claims",
          "claims": "claim counts computed measured observed table report __init__",
          "cli": "__init__"}
 OPTIONAL = {"triton": {"gpu"}, "tokenizers": {"smollm2"}, "transformers": {"bench_step"},
             "peft": {"bench_step"}, "bitsandbytes": {"bench_nf4", "bench_step"},
             "nbclient": {"execute"}, "nbformat": {"execute", "student"},
-            "jupyter_client": {"execute"}, "ipykernel": {"execute"}, "nbgrader": {"student"}}
+            "jupyter_client": {"execute"}, "ipykernel": {"execute"}, "nbgrader": {"student"},
+            "sphinx": {"site"}}
 
 
 def module_of(path: Path) -> tuple[str, ...]:

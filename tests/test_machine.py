@@ -35,6 +35,7 @@ WRITING = {"compare --quick": "minipeft.lab.compare.compare",
            "memory --model llama-2-7b": "minipeft.lab.plot.memory_plan_picture",
            "course student": "minipeft.course.student.release",
            "course source": "minipeft.course.student.write_source",
+           "course site": "minipeft.course.site.build",
            "course grade class": "minipeft.course.grade.collect",
            "claims --remeasure": "minipeft.course.claims.remeasure",
            "bench nf4": "minipeft.lab.bench_nf4.run", "bench step": "minipeft.lab.bench_step.run"}
@@ -53,6 +54,8 @@ def test_output_that_cannot_be_written_is_refused_before_any_work(command, work,
         pytest.importorskip("tokenizers")
     if "student" in work:
         pytest.importorskip("nbgrader")
+    if "site" in work:
+        pytest.importorskip("minipeft.course.site", exc_type=ImportError)
     (tmp_path / "a file").write_text("mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(work, lambda *args, **kwargs: pytest.fail("it began to work"))

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from importlib.resources import files as packaged
 from inspect import getdoc
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -96,7 +97,7 @@ def empty(folder: Path) -> None:
 
 
 def lay_out(sources: Path, notebooks: list[Path]) -> None:
-    """docs/, and beside its pages all others, those of `notebooks` among them."""
+    """docs/, and beside its pages all others."""
     shutil.copytree(CHECKOUT / "docs", sources, ignore=shutil.ignore_patterns("__pycache__"))
     pictures = [path.relative_to(CHECKOUT) for path in RESULTS.rglob("*.png")]
     for name in (*PAGES, *pictures):
@@ -104,9 +105,9 @@ def lay_out(sources: Path, notebooks: list[Path]) -> None:
         shutil.copy(CHECKOUT / name, sources / name)
     shutil.copy(MATHJAX, sources / "_static" / "mathjax.js")
     for path in notebooks:
-        downloads = {"solved": solved(path), "open": released(path)}
-        for kind, notebook in {**downloads, "": shown(path)}.items():
-            target = sources.joinpath("downloads" * (kind != ""), kind or "notebooks", path.name)
+        for folder, notebook in (("notebooks", shown(path)), ("downloads/solved", solved(path)),
+                                 ("downloads/open", released(path))):
+            target = sources / folder / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             write_text(target, to_json(notebook, target, indent=1))
     write_api(sources / "api")
@@ -166,7 +167,7 @@ def write_api(folder: Path) -> None:
     door = import_module(PACKAGE.name)
     names = [f"* :py:obj:`{name} <{thing.__module__}.{name}>`: {prose(summary(thing))}"
              for name, thing in ((name, getattr(door, name)) for name in door.__all__)]
-    tree = [".. toctree::", "", *(f"   {name}" for name in HALL)]
+    tree = [".. toctree::", "   :maxdepth: 1", "", *(f"   {name}" for name in HALL)]
     write_text(folder / "index.rst", page("The package", [
         f".. automodule:: {PACKAGE.name}", "", "``from minipeft import ...`` gives these names.",
         "", *names, "", "Each file of the hall, and those of NF4:", "", *tree]))
@@ -187,17 +188,21 @@ def summary(thing) -> str:
 def as_written(app, what: str, name: str, thing, options, lines: list[str]) -> None:
     """A docstring as reStructuredText, in place: formulas and lists keep their lines and spaces,
     sentences flow, `names` are code."""
-    blocks = re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))
-    lines[:] = "\n\n".join(map(block, filter(str.strip, blocks))).splitlines()
+    paragraphs = re.split(r"\n\s*\n", "\n".join(lines).strip("\n"))
+    lines.clear()
+    for formed, group in groupby(paragraphs, has_form):
+        text = "\n\n".join(group)
+        lines += [*(listing(text) if formed else prose(text).splitlines()), ""]
 
 
-def block(text: str) -> str:
-    """One paragraph: set as it stands if spaces, or names in front of colons, give it a form."""
-    lines = text.splitlines()
-    if re.search(r"^ |\S {2,}\S", text, re.MULTILINE) or all(map(re.compile(r"[a-z_]+: ").match,
-                                                               lines)):
-        return "\n".join([".. code-block:: text", "", *(f"   {line}" for line in lines)])
-    return prose(text)
+def has_form(paragraph: str) -> bool:
+    """Whether spaces, or names in front of colons, line its lines up."""
+    keys = all(re.match(r"[a-z_]+: ", line) for line in paragraph.splitlines())
+    return keys or re.search(r"^ |\S {2,}\S", paragraph, re.MULTILINE) is not None
+
+
+def listing(text: str) -> list[str]:
+    return [".. code-block:: text", "", *(f"   {line}" for line in text.splitlines())]
 
 
 def prose(text: str) -> str:
