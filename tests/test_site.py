@@ -1,6 +1,7 @@
 """The course as a site: what the pages show, what they ask of the network, what stays folded."""
 import contextlib
 import functools
+import importlib
 import inspect
 import re
 import shutil
@@ -91,7 +92,7 @@ def documented(module) -> list[str]:
 
 @pytest.mark.parametrize("name", sites.HALL)
 def test_docstrings_are_on_their_pages_as_they_are_with_formulas_in_lines_of_their_own(site, name):
-    module = sys.modules[f"minipeft.{name}"]
+    module = importlib.import_module(f"minipeft.{name}")
     shown = article(site / "api" / f"{name}.html")
     text, listings = squeezed(shown.get_text()), [pre.get_text() for pre in shown.find_all("pre")]
     for doc in documented(module):

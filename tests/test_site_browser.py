@@ -68,6 +68,7 @@ class Tab:
 
     def __init__(self, browser, **how) -> None:
         self.page = browser.new_context(**how).new_page()
+        self.page.set_default_timeout(120_000)          # milliseconds; a machine may be busy
         self.faults: list[str] = []
         self.page.on("console", lambda said: said.type == "error" and self.note(said.text))
         self.page.on("pageerror", lambda error: self.note(str(error)))

@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..files import CHECKOUT, PACKAGE, RESULTS, read_json, to_json, write_text
-from ..folders import check_writable, locked
+from ..folders import check_writable, locked, remove_empty
 from .assignment import course, solved
 from .exercises import BEGIN, END
 from .student import released
@@ -67,7 +67,8 @@ def replacing(out: Path) -> Iterator[Path]:
     check_ours(out)
     check_ours(part)
     check_writable(part)
-    part.mkdir(exist_ok=True)
+    made = [folder for folder in part.parents if not folder.exists()]
+    part.mkdir(parents=True, exist_ok=True)
     with locked(part):
         empty(part)
         (part / MARK).touch()
@@ -79,6 +80,7 @@ def replacing(out: Path) -> Iterator[Path]:
             shutil.rmtree(out / ".replaced", ignore_errors=True)
         finally:
             shutil.rmtree(part, ignore_errors=True)
+            remove_empty(made)
 
 
 def check_ours(folder: Path) -> None:
