@@ -199,8 +199,8 @@ def as_written(app, what: str, name: str, thing, options, lines: list[str]) -> N
 
 def has_form(paragraph: str) -> bool:
     """Whether spaces, or names in front of colons, line its lines up."""
-    keys = all(re.match(r"[a-z_]+: ", line) for line in paragraph.splitlines())
-    return keys or re.search(r"^ |\S {2,}\S", paragraph, re.MULTILINE) is not None
+    return any((all(re.match(r"[a-z_]+: ", line) for line in paragraph.splitlines()),
+                re.search(r"^ |\S {2,}\S", paragraph, re.MULTILINE)))
 
 
 def listing(text: str) -> list[str]:
