@@ -7,7 +7,7 @@ ARGS ?=                # passed on: make compare ARGS="--quick"
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-.PHONY: compare test test-all lab student notebooks clean
+.PHONY: compare test test-all lab student site notebooks clean
 
 compare: $(VENV)/ready
 	$(RUN) -m minipeft compare $(ARGS)
@@ -24,11 +24,14 @@ lab: $(VENV)/ready
 student: $(VENV)/ready
 	$(RUN) -m minipeft course student --out student $(ARGS)
 
+site: $(VENV)/ready
+	$(RUN) -m minipeft course site --out site $(ARGS)
+
 notebooks: $(VENV)/ready
 	$(RUN) -m minipeft notebooks --execute $(ARGS)
 
 clean:
-	rm -rf $(VENV) results .pytest_cache .hypothesis build minipeft.egg-info
+	rm -rf $(VENV) results site .pytest_cache .hypothesis build minipeft.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/ready: requirements.txt requirements-smollm2.txt pyproject.toml

@@ -133,7 +133,7 @@ def check_keys(entries: dict, keys: dict, where: str, do: str, others: bool = Tr
             check_keys(entries[key], kinds, f"{where}: {key}", do)
             continue
         kinds = kinds if isinstance(kinds, tuple) else (kinds,)
-        if type(entries[key]) not in kinds:               # type: true is no whole number
+        if type(entries[key]) not in kinds:       # isinstance would take true for a whole number
             raise ValueError(f"{where}: {key} must be {' or '.join(KINDS[k] for k in kinds)}, got "
                              f"{short(entries[key])}; {do}")
 

@@ -1,10 +1,12 @@
 """Small random models, the same in every test; and, at the end, what each notebook took."""
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
 
 from minipeft import GPT, GPTConfig
+from minipeft.files import write_json
 
 torch.set_flush_denormal(True)
 
@@ -23,6 +25,15 @@ def model() -> GPT:
 @pytest.fixture
 def ids() -> torch.Tensor:
     return torch.randint(0, SMALL.vocab_size, (3, 7), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory) -> Path:
+    """The course as a site, built once; the warnings lie beside it."""
+    from minipeft.course.site import build       # an extra, which the tests of the site need
+    out = tmp_path_factory.mktemp("built") / "site"
+    write_json(out.with_name("warnings.json"), build(out))
+    return out
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -33,7 +33,7 @@ ROOMS = {"nf4": "reference state cpu gpu dispatch linear __init__",
          "lab": "__init__ sources memory study runs rates graded capacity intervals "
                 "compare summary plot tool_calls tool_calls_plot diagrams bench_nf4 bench_step",
          "course": "__init__ notebook questions boxes cards execute exercises assignment student "
-                   "grade claims explore",
+                   "grade claims explore site",
          "claims": "claim counts computed measured observed table report __init__",
          "explore": "runs rates levels page __init__",
          "cli": "__init__"}
@@ -42,7 +42,7 @@ OPTIONAL = {"triton": {"gpu"}, "tokenizers": {"gguf_model", "tokenizer"},
             "peft": {"bench_step"}, "bitsandbytes": {"bench_nf4", "bench_step"},
             "nbclient": {"execute"}, "nbformat": {"execute", "student"},
             "jupyter_client": {"execute"}, "ipykernel": {"execute"}, "nbgrader": {"student"},
-            "genanki": {"cards"}, "plotly": {"page"}}
+            "genanki": {"cards"}, "plotly": {"page"}, "sphinx": {"site"}}
 
 
 def module_of(path: Path) -> tuple[str, ...]:

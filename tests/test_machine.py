@@ -35,6 +35,7 @@ WRITING = {"compare --quick": "minipeft.lab.compare.compare",
            "memory --model llama-2-7b": "minipeft.lab.plot.memory_plan_picture",
            "course student": "minipeft.course.student.release",
            "course source": "minipeft.course.student.write_source",
+           "course site": "minipeft.course.site.build",
            "course grade class": "minipeft.course.grade.collect",
            "course explore": "minipeft.course.explore.page.html",
            "claims --remeasure": "minipeft.course.claims.remeasure",
@@ -56,6 +57,8 @@ def test_output_that_cannot_be_written_is_refused_before_any_work(command, work,
         pytest.importorskip("nbgrader")
     if "explore" in work:
         pytest.importorskip("plotly")
+    if "site" in work:
+        pytest.importorskip("minipeft.course.site", exc_type=ImportError)
     (tmp_path / "a file").write_text("mine")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(work, lambda *args, **kwargs: pytest.fail("it began to work"))

@@ -1,5 +1,5 @@
 """`minipeft course`: the student version, one solution, a learner's progress, a class's grades, the
-stored results to explore."""
+course as a site, the stored results to explore."""
 import csv
 import io
 import sys
@@ -34,6 +34,9 @@ def arguments(parser) -> None:
                          help="folder for grades.csv (default: results)")
     grading.add_argument("--hidden", type=Path, default=HIDDEN, metavar="FILE",
                          help="hidden tests (default: notebooks/hidden_tests.py)")
+    site = doing.add_parser("site", help="all notebooks, claims, results and docstrings as pages")
+    site.add_argument("--out", type=Path, default=Path("site"),
+                      help="folder (default: site); an earlier site in it is replaced")
     for command in (progress, grading):
         command.add_argument("folder", type=Path)
         command.add_argument("--seconds", type=float, default=120, help="limit of each exercise "
@@ -45,7 +48,7 @@ def arguments(parser) -> None:
 
 def run(args) -> None:
     {"student": student, "source": source, "solution": solution, "progress": progress,
-     "grade": grades, "explore": explored}[args.doing](args)
+     "grade": grades, "site": site, "explore": explored}[args.doing](args)
 
 
 def student(args) -> None:
@@ -93,6 +96,14 @@ def grades(args) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     write_text(args.out / "grades.csv", text.getvalue())
     print(f"written: {args.out / 'grades.csv'}")
+
+
+def site(args) -> None:
+    from ..course import site as pages                 # needs sphinx, the others do not
+    check_output(args.out)
+    for warning in pages.build(args.out):
+        print(warning, file=sys.stderr)
+    print(f"written: {args.out / 'index.html'}")
 
 
 def explored(args) -> None:
