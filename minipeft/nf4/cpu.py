@@ -3,6 +3,7 @@
     quantize      absmax of a block, then a binary search among 15 thresholds held in registers
     dequantize    a block of codes -> code[q] * absmax, in the nearest cache -> rounded, written
     gemv          a block of codes -> the same -> times x, added up: W is never built
+    linear        a tile of W, dequantized where it stays in the cache -> times that part of x
 
 Weights go in and out as their bits, and the integer type says what they are: int32 float32,
 uint16 bfloat16, int16 float16 (Numba has neither of the last two). Blocks are shared out among
@@ -12,7 +13,9 @@ them can be written. It is one file because Numba compiles anew when a kernel's 
 and sees no other.
 """
 import warnings
-from itertools import pairwise
+from collections.abc import Iterator
+from itertools import pairwise, product
+from math import prod
 from threading import Thread
 
 import numpy as np
@@ -29,6 +32,9 @@ HALF_VALUES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float
 LARGEST = np.float32(LARGEST_INVERSE)
 NOTHING = np.empty(0, np.float32)
 WEIGHTS_A_THREAD = 2**20        # a millisecond of work; starting a thread takes a tenth of it
+TILE = 2**17                    # weights of W at a time: half a megabyte stays in the second cache
+TILE_COLUMNS = 512
+# An argument of the kernels, not a choice between them: Numba's cache would not know of it
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
@@ -65,21 +71,78 @@ def quantize(flat: Tensor, blocksize: int, code: Tensor) -> tuple[Tensor, Tensor
 def dequantize(packed: Tensor, state, out: Tensor) -> None:
     """Write code[q] * absmax, a float32 product rounded to out's dtype, into `out` (n,)."""
     whole = to_blocks(out, state.blocksize)     # out itself; a copy if its last block is short
-    codes = to_blocks(packed.view(-1), state.blocksize // 2)
-    share_out(dequantize_blocks, *whole.shape, codes.numpy(), state.code.numpy(), *scales(state),
-              bits_of(whole))
+    dequantize_tile(blocks_of(packed, state)[:, None], state, 0, 0, whole)
     if whole.numel() > out.numel():
         out.copy_(whole.view(-1)[:out.numel()])
 
 
-def gemv(packed: Tensor, state, x: Tensor) -> Tensor:
-    """y = W x: (in,) -> (out,), summed in float32."""
+def linear(packed: Tensor, state, x: Tensor) -> Tensor:
+    """y = x W^T: (M, in) -> (M, out), summed in float32, or in float64 for a float64 x."""
     n_out, n_in = state.shape
-    y = torch.empty(n_out)
-    codes = packed.view(n_out, n_in // state.blocksize, state.blocksize // 2)
-    share_out(gemv_rows, n_out, n_in, codes.numpy(), state.code.numpy(), *scales(state),
-              x.float().view(codes.shape[1], -1).numpy(), y.numpy())
+    if len(x) == 1 and n_in % state.blocksize == 0 and x.dtype != torch.float64:
+        return gemv(packed, state, x)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    y = wide.new_zeros(len(x), n_out)
+    for rows, columns, tile in tiles(packed, state):
+        y[:, rows].addmm_(wide[:, columns], tile.T.to(wide.dtype))
     return y.to(x.dtype)
+
+
+def linear_backward(packed: Tensor, state, grad_y: Tensor) -> Tensor:
+    """grad_x = grad_y W: (M, out) -> (M, in), summed in the same way."""
+    wide = grad_y.to(torch.promote_types(grad_y.dtype, torch.float32))
+    grad_x = wide.new_zeros(len(grad_y), state.shape[1])
+    for rows, columns, tile in tiles(packed, state):
+        grad_x[:, columns].addmm_(wide[:, rows], tile.to(wide.dtype))
+    return grad_x.to(grad_y.dtype)
+
+
+def gemv(packed: Tensor, state, x: Tensor) -> Tensor:
+    """The same for one x, (1, in) -> (1, out), without a tile; W's rows are whole blocks."""
+    n_out, n_in = state.shape
+    y = torch.empty(1, n_out)
+    codes = blocks_of(packed, state).view(n_out, -1, state.blocksize // 2)
+    share_out(gemv_rows, n_out, n_in, codes.numpy(), state.code.numpy(), AVX512, *scales(state),
+              x.float().reshape(codes.shape[1], -1).numpy(), y[0].numpy())
+    return y.to(x.dtype)
+
+
+def tiles(packed: Tensor, state) -> Iterator[tuple[slice, slice, Tensor]]:
+    """(rows, columns, W[rows, columns]) until they cover W; each float32 tile overwrites the last.
+
+    W's rows are whole blocks, or else a tile has whole rows, cut from the blocks around them.
+    """
+    (n_out, n_in), blocksize = state.shape, state.blocksize
+    blocks, whole = blocks_of(packed, state), n_in % blocksize == 0
+    n_columns = min(n_in, max(TILE_COLUMNS, blocksize)) if whole else n_in
+    n_rows = min(n_out, -(-TILE // n_columns))
+    workspace = torch.empty(n_rows * n_columns + 2 * blocksize)
+    for row, column in product(range(0, n_out, n_rows), range(0, n_in, n_columns)):
+        rows, columns = slice(row, row + n_rows), slice(column, column + n_columns)
+        shape = len(range(n_out)[rows]), len(range(n_in)[columns])
+        if whole:
+            first = column // blocksize
+            tile = workspace[:prod(shape)].view(shape)
+            dequantize_tile(blocks.view(n_out, -1, blocksize // 2), state, row, first, tile)
+        else:
+            first, last = row * n_in // blocksize, -(-(row + shape[0]) * n_in // blocksize)
+            cover = workspace[:(last - first) * blocksize]
+            dequantize_tile(blocks[:, None], state, first, 0, cover.view(-1, blocksize))
+            tile = cover[row * n_in - first * blocksize:][:prod(shape)].view(shape)
+        yield rows, columns, tile
+
+
+def dequantize_tile(blocks: Tensor, state, row: int, column: int, out: Tensor) -> None:
+    """Fill `out` (rows, columns) from `blocks`, W's codes (rows, blocks, blocksize / 2), beginning
+    with the block at (row, column)."""
+    bits = bits_of(out.view(len(out), -1, state.blocksize))
+    share_out(dequantize_rows, *out.shape, blocks.numpy(), row, column, state.code.numpy(), AVX512,
+              *scales(state), bits)
+
+
+def blocks_of(packed: Tensor, state) -> Tensor:
+    """The codes as (N, blocksize / 2): the same memory, or a copy if the last block is short."""
+    return to_blocks(packed.view(-1), state.blocksize // 2)
 
 
 def share_out(kernel, n_parts: int, weights_a_part: int, *arrays) -> None:
@@ -150,45 +213,44 @@ def search(x, t):
 
 
 @njit(**KERNEL)
-def dequantize_blocks(first, last, codes, code, absmax, code2, absmax2, offset, out):
-    """codes (N, blocksize / 2) -> out (N, blocksize) bits."""
-    values = np.empty(out.shape[1], np.float32)
-    for b in range(first, last):
-        look_up(codes[b], code, scale_of(b, absmax, code2, absmax2, offset), values)
-        weights = out[b]
-        for i in range(values.size):
-            weights[i] = narrow(values[i], weights)
+def dequantize_rows(first, last, codes, row, column, code, wide, absmax, code2, absmax2, offset,
+                    out):
+    """codes (rows, blocks, blocksize / 2) from (row, column) on -> out (rows, blocks, blocksize)
+    bits."""
+    values = np.empty(out.shape[2], np.float32)
+    for r in range(first, last):
+        for c in range(out.shape[1]):
+            b = (row + r) * codes.shape[1] + column + c
+            scale = scale_of(b, absmax, code2, absmax2, offset)
+            look_up(codes[row + r, column + c], code, wide, scale, values)
+            weights = out[r, c]
+            for i in range(values.size):
+                weights[i] = narrow(values[i], weights)
 
 
 @njit(**KERNEL)
-def gemv_rows(first, last, codes, code, absmax, code2, absmax2, offset, x, y):
+def gemv_rows(first, last, codes, code, wide, absmax, code2, absmax2, offset, x, y):
     """codes (out, blocks, blocksize / 2), x (blocks, blocksize) -> y (out,)."""
     values = np.empty(x.shape[1], np.float32)
     for row in range(first, last):
         total = np.float32(0)
         for b in range(codes.shape[1]):
             scale = scale_of(row * codes.shape[1] + b, absmax, code2, absmax2, offset)
-            look_up(codes[row, b], code, scale, values)
+            look_up(codes[row, b], code, wide, scale, values)
             total += dot(values, x[b])
         y[row] = total
 
 
 @njit
-def look_up_anywhere(codes, code, scale, values):
+def look_up(codes, code, wide, scale, values):
     """codes (blocksize / 2,) -> code[q] * scale (blocksize,), which stay in the nearest cache."""
-    for i in range(codes.size):
-        values[2 * i] = code[codes[i] >> 4] * scale
-        values[2 * i + 1] = code[codes[i] & 15] * scale
-
-
-@njit
-def look_up_avx512(codes, code, scale, values):
-    """The same, 16 bytes at a time."""
-    for i in range(0, codes.size, 16):
-        expand(codes, i, code, scale, values)
-
-
-look_up = look_up_avx512 if AVX512 else look_up_anywhere
+    if wide:
+        for i in range(0, codes.size, 16):
+            expand(codes, i, code, scale, values)
+    else:
+        for i in range(codes.size):
+            values[2 * i] = code[codes[i] >> 4] * scale
+            values[2 * i + 1] = code[codes[i] & 15] * scale
 
 
 @njit(fastmath={"reassoc", "contract"})     # lets SIMD sum in an order of its own

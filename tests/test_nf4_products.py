@@ -1,0 +1,107 @@
+"""x W^T and its gradient from 4-bit codes: every shape, in little memory, on every processor."""
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from minipeft.nf4 import cpu, dequantize_nf4, quantize_nf4
+from minipeft.nf4.dispatch import linear_nf4, linear_nf4_backward
+
+ROOT = Path(__file__).parents[1]
+PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
+# Of sum |x_i w_i|. Float32: a few hundred terms, each partial sum rounded by at most 2^-24 of
+# itself, mostly in 16 lanes; bfloat16 also rounds the code, by at most 2^-9 of each term
+SUMS = {torch.float32: 1e-6, torch.float16: 1e-6, torch.float64: 1e-14,
+        torch.bfloat16: 2**-9 + 1e-6}
+
+
+@st.composite
+def products(draw) -> tuple:
+    """Codes with their state, and rows to multiply; widths that are whole blocks and others."""
+    n_out = draw(st.integers(1, 70))
+    n_in = draw(st.one_of(st.integers(1, 300), st.integers(1, 20).map(lambda n: 32 * n)))
+    random = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    weight = torch.randn(n_out, n_in, generator=random)
+    weight *= 10 ** torch.empty(n_out, 1).uniform_(-3, 1, generator=random)    # each row its scale
+    packed, state = quantize_nf4(weight, draw(st.sampled_from((32, 64, 128, 1024))),
+                                 compress_statistics=draw(st.booleans()))
+    leading = draw(st.sampled_from([(), (1,), (2,), (3, 2), (8,), (2, 17), (0,), (70,)]))
+    dtype = draw(st.sampled_from(list(SUMS)))
+    x, grad_y = (torch.randn(*leading, n, generator=random).to(dtype) for n in (n_in, n_out))
+    if draw(st.booleans()) and leading:      # not contiguous
+        x, grad_y = (torch.stack([t, t], dim=-1)[..., 0] for t in (x, grad_y))
+    return packed, state, x, grad_y
+
+
+def check(ours: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
+    """x @ weight in float64 against ours; the last rounding is to x's dtype."""
+    expected = x.double() @ weight.double()
+    bound = SUMS[x.dtype] * (x.double().abs() @ weight.double().abs())
+    if x.dtype.itemsize == 2:
+        smallest = torch.finfo(x.dtype).smallest_normal * torch.finfo(x.dtype).eps
+        bound += torch.finfo(x.dtype).eps / 2 * (expected.abs() + bound) + smallest
+    assert ours.dtype == x.dtype and ours.shape == expected.shape
+    assert ((ours.double() - expected).abs() <= bound).all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@PROPERTY
+@given(products(), st.sampled_from([(2**17, 512), (640, 64)]))
+def test_products_are_those_of_the_dequantized_weight(backend, given, tile):
+    packed, state, x, grad_y = given
+    weight = dequantize_nf4(packed, state, torch.float32)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "TILE", tile[0])
+        patch.setattr(cpu, "TILE_COLUMNS", tile[1])
+        check(linear_nf4(packed, state, x, backend), x, weight.T)
+        check(linear_nf4_backward(packed, state, grad_y, backend), grad_y, weight)
+
+
+@pytest.mark.parametrize("message, x", [
+    ("(..., 96), on cpu; got torch.float32, (2, 97), on cpu", torch.randn(2, 97)),
+    ("(..., 96), on cpu; got torch.int64, (96,), on cpu", torch.ones(96, dtype=torch.int64)),
+    ("(..., 96), on cpu; got torch.float32, (2, 96), on meta", torch.empty(2, 96, device="meta")),
+])
+def test_rows_that_do_not_fit_are_refused(message, x):
+    packed, state = quantize_nf4(torch.randn(96, 96))
+    with pytest.raises(ValueError, match=re.escape("x must be floating point, " + message)):
+        linear_nf4(packed, state, x)
+    with pytest.raises(ValueError, match=re.escape("grad_y must be floating point, " + message)):
+        linear_nf4_backward(packed, state, x)
+
+
+PEAK = """
+import re, torch
+from pathlib import Path
+from minipeft.nf4 import NF4Linear
+def kib(name):
+    return int(re.search(name + r":\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+for n in (128, 4096):
+    layer = NF4Linear(n, n, bias=False)
+    Path("/proc/self/clear_refs").write_text("5")       # the peak so far is forgotten
+    before = kib("VmRSS")
+    for dtype in (torch.float32, torch.bfloat16):
+        for batch in (1, 8, 64):
+            x = torch.ones(batch, n, dtype=dtype, requires_grad=True)
+            layer(x).sum().backward()
+            with torch.no_grad():
+                layer(x)
+    print(kib("VmHWM") - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(),
+                    reason="needs Linux, which says how much memory a process had at most")
+def test_nothing_of_the_weights_size_is_allocated():
+    """The peak of a process, in which torch's, numpy's and Numba's memory all count. The codes are
+    zeros: W itself was never there, to leave its memory behind."""
+    small, large = map(int, subprocess.run([sys.executable, "-c", PEAK], cwd=ROOT, check=True,
+                                           text=True, capture_output=True).stdout.split())
+    # x, y and their gradients, 1 MiB each in float32, some of them twice, and the tile; W would be
+    # 64 MiB, 32 in bfloat16
+    assert large < 16 * 2**10, (small, large)
