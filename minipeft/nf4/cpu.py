@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from llvmlite import ir
 from numba import njit, types
+from numba.core.registry import cpu_target
 from numba.extending import intrinsic, overload
 from torch import Tensor
 
@@ -34,8 +35,14 @@ NOTHING = np.empty(0, np.float32)
 WEIGHTS_A_THREAD = 2**20        # a millisecond of work; starting a thread takes a tenth of it
 TILE = 2**17                    # weights of W at a time: half a megabyte stays in the second cache
 TILE_COLUMNS = 512
-# An argument of the kernels, not a choice between them: Numba's cache would not know of it
-AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+FUSED_ROWS = {torch.float32: 32, torch.bfloat16: 32, torch.float16: 32}     # of x, at most
+# What ATEN_CPU_CAPABILITY allows, and what the processor has for which Numba compiles. Arguments of
+# kernels, never a choice inside one: Numba's cache would not know of it
+FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and "+avx512bw" in FEATURES
+BFLOAT16 = AVX512 and "+avx512bf16" in FEATURES
+ROWS = 4                        # of W, that one load of x serves
+CHUNK = 128                     # weights of a row whose codes fill a register: 16 words of 8
 
 
 def has_cache() -> bool:
@@ -79,13 +86,35 @@ def dequantize(packed: Tensor, state, out: Tensor) -> None:
 def linear(packed: Tensor, state, x: Tensor) -> Tensor:
     """y = x W^T: (M, in) -> (M, out), summed in float32, or in float64 for a float64 x."""
     n_out, n_in = state.shape
-    if len(x) == 1 and n_in % state.blocksize == 0 and x.dtype != torch.float64:
+    whole = n_in % state.blocksize == 0 and x.dtype != torch.float64
+    if whole and AVX512 and 0 < len(x) <= FUSED_ROWS[x.dtype] and n_out >= ROWS:
+        return linear_in_registers(packed, state, x)
+    if whole and len(x) == 1:
         return gemv(packed, state, x)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     y = wide.new_zeros(len(x), n_out)
     for rows, columns, tile in tiles(packed, state):
         y[:, rows].addmm_(wide[:, columns], tile.T.to(wide.dtype))
     return y.to(x.dtype)
+
+
+def linear_in_registers(packed: Tensor, state, x: Tensor) -> Tensor:
+    """The same for a few rows: W goes from its codes into registers and no further.
+
+    Float32 to float32 rounding. For a bfloat16 x, where the processor multiplies pairs of them, the
+    code is rounded to bfloat16 too: by 2^-9 of a weight at most.
+    """
+    (n_out, n_in), blocksize = state.shape, state.blocksize
+    rows = x if x.dtype == torch.bfloat16 and BFLOAT16 else x.float()
+    n_steps, height = 2 * rows.itemsize, 1 if len(x) == 1 else 4
+    n_tiles, n_chunks = -(-len(x) // height), -(-n_in // CHUNK)
+    tiled = torch.zeros(n_tiles, n_chunks, n_steps, height, CHUNK // n_steps, dtype=rows.dtype)
+    tile_rows(bits_of(rows.contiguous()), bits_of(tiled))
+    y = torch.empty(n_tiles * height, n_out)
+    share_out(multiply_rows, -(-n_out // ROWS), ROWS * n_in * len(x) // 8 + 1,
+              packed.view(n_out, -1).numpy(), blocksize, state.code.numpy(), *scales(state),
+              bits_of(tiled), (0,) * height, y.numpy())
+    return y[:len(x)].to(x.dtype)
 
 
 def linear_backward(packed: Tensor, state, grad_y: Tensor) -> Tensor:
@@ -241,6 +270,53 @@ def gemv_rows(first, last, codes, code, wide, absmax, code2, absmax2, offset, x,
         y[row] = total
 
 
+@njit(**KERNEL)
+def tile_rows(x, out):
+    """x (M, in) -> out (tiles, chunks, steps, rows, lanes): what meets the codes, step by step.
+
+    Lane j of step k holds the code k (0 in the lowest bits) of its word: the weight steps j + k,
+    with the two of a byte changed over, since the first stands in the high half.
+    """
+    n_steps, height, n_lanes = out.shape[2:]
+    for m in range(x.shape[0]):
+        for chunk in range(out.shape[1]):
+            row, tile = x[m, CHUNK * chunk:], out[m // height, chunk, :, m % height]
+            for lane in range(min(n_lanes, row.size // n_steps)):
+                for step in range(n_steps):
+                    tile[step ^ 1, lane] = row[n_steps * lane + step]
+
+
+@njit(**KERNEL)
+def multiply_rows(first, last, codes, blocksize, code, absmax, code2, absmax2, offset, x, height,
+                  y):
+    """codes (out, in / 2), x as from tile_rows, `height` a tuple as long as its tiles are high
+    -> y (M, out), for the groups of ROWS outputs from first to last."""
+    n_blocks = 2 * codes.shape[1] // blocksize
+    table = np.empty(32, x.dtype)       # the code twice over, for indexes of 5 bits
+    for i in range(32):
+        table[i] = narrow(code[i & 15], table)
+    block_of_lane = np.empty(16, np.int32)
+    for lane in range(16):
+        block_of_lane[lane] = 8 * lane // blocksize
+    block_scales = np.zeros((ROWS, n_blocks + 16), np.float32)
+    totals = np.empty((ROWS, len(height), 16), np.float32)
+    for group in range(first, last):
+        row = min(ROWS * group, codes.shape[0] - ROWS)      # the last group may repeat some
+        for r in range(ROWS):
+            for b in range(n_blocks):
+                block_scales[r, b] = scale_of((row + r) * n_blocks + b, absmax, code2, absmax2,
+                                              offset)
+        for tile in range(x.shape[0]):
+            totals[:] = 0
+            for chunk in range(x.shape[1]):
+                block = CHUNK * chunk // blocksize
+                add_products(codes[row:, 64 * chunk:], table, block_scales[:, block:],
+                             block_of_lane, x[tile, chunk], height, totals)
+            for r in range(ROWS):
+                for m in range(len(height)):
+                    y[tile * len(height) + m, row + r] = total(totals[r, m])
+
+
 @njit
 def look_up(codes, code, wide, scale, values):
     """codes (blocksize / 2,) -> code[q] * scale (blocksize,), which stay in the nearest cache."""
@@ -260,6 +336,15 @@ def dot(values, x):
     for i in range(values.size):
         total += values[i] * x[i]
     return total
+
+
+@njit(fastmath={"reassoc"})
+def total(lanes):
+    """The sum of 16 lanes."""
+    result = np.float32(0)
+    for lane in range(16):
+        result += lanes[lane]
+    return result
 
 
 @njit
@@ -365,8 +450,97 @@ def expand(typing_context, codes, start, code, scale, values):
     return types.void(codes, start, code, scale, values), build
 
 
+@intrinsic
+def add_products(typing_context, codes, table, scales, block_of_lane, x, height, totals):
+    """totals (ROWS, height, 16) += a chunk of ROWS rows of W, times `height` rows of x.
+
+    A lane has one word of codes; each step shifts it by a code and looks that up in `table`. All of
+    a lane's weights are of one block, whose absmax multiplies what the steps have added up.
+    """
+    pairs, n_rows = x.dtype == types.uint16, len(height)
+
+    def build(context, builder, signature, arguments):
+        codes, table, scales, block_of_lane, x, _, totals = (
+            context.make_array(kind)(context, builder, value) if isinstance(kind, types.Array)
+            else value for kind, value in zip(signature.args, arguments))
+        table = load(builder, table.data, 0, INTEGERS)
+        words = [load_words(builder, codes, row) for row in range(ROWS)]
+        sums = dict.fromkeys(product(range(ROWS), range(n_rows)), FLOATS(None))
+        for step, m in product(range(4 if pairs else 8), range(n_rows)):
+            if m == 0:
+                weights = [look_up_codes(builder, table, word, step, pairs) for word in words]
+            taken = load(builder, x.data, (step * n_rows + m) * (32 if pairs else 16), INTEGERS)
+            for row in range(ROWS):
+                sums[row, m] = add_product(builder, weights[row], taken, sums[row, m], pairs)
+        lanes = load(builder, block_of_lane.data, 0, INTEGERS)
+        for (row, m), part in sums.items():
+            scale = load(builder, row_of(builder, scales, row), 0, FLOATS)
+            scale = call(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS, scale, lanes)
+            at = 16 * (row * n_rows + m)
+            part = call(builder, "llvm.fma.v16f32", FLOATS, scale, part,
+                        load(builder, totals.data, at, FLOATS))
+            builder.store(part, vector_at(builder, totals.data, at, FLOATS), align=4)
+        return context.get_dummy_value()
+    return types.void(codes, table, scales, block_of_lane, x, height, totals), build
+
+
 FLOATS, INTEGERS, BYTES = (ir.VectorType(lane, 16)
                            for lane in (ir.FloatType(), ir.IntType(32), ir.IntType(8)))
+HALVES = ir.VectorType(ir.IntType(16), 32)
+
+
+def look_up_codes(builder, table, words, step, pairs):
+    """Code `step` of each word as float32; of each half of a word as bfloat16, so in pairs."""
+    kind = HALVES if pairs else INTEGERS
+    codes = builder.lshr(builder.bitcast(words, kind), ir.Constant(kind, [4 * step] * kind.count))
+    if pairs:       # by the lowest 5 bits; of float32 by the lowest 4
+        picked = call(builder, "llvm.x86.avx512.permvar.hi.512", HALVES,
+                      builder.bitcast(table, HALVES), codes)
+        return builder.bitcast(picked, INTEGERS)
+    return call(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS, builder.bitcast(table, FLOATS),
+                codes)
+
+
+def add_product(builder, weights, x, total, pairs):
+    """total + weights x, lane by lane; the products of both halves if they are pairs."""
+    if pairs:
+        return call(builder, "llvm.x86.avx512bf16.dpbf16ps.512", FLOATS, total, weights, x)
+    return call(builder, "llvm.fma.v16f32", FLOATS, weights, builder.bitcast(x, FLOATS), total)
+
+
+def call(builder, name, result, *arguments):
+    """LLVM's intrinsic of this name."""
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(builder.module.declare_intrinsic(name, fnty=kind), arguments)
+
+
+def vector_at(builder, pointer, at, kind):
+    """The address of a vector, `at` elements behind the pointer."""
+    return builder.bitcast(builder.gep(pointer, [ir.IntType(64)(at)]), kind.as_pointer())
+
+
+def load(builder, pointer, at, kind):
+    return builder.load(vector_at(builder, pointer, at, kind), align=1)
+
+
+def load_words(builder, codes, row):
+    """16 words of codes (rows, bytes), or what is left of the row, then zeros."""
+    n_words = builder.lshr(builder.extract_value(codes.shape, 1), ir.IntType(64)(2))
+    n_words = builder.insert_element(ir.Constant(INTEGERS, ir.Undefined),
+                                     builder.trunc(n_words, ir.IntType(32)), ir.IntType(32)(0))
+    n_words = builder.shuffle_vector(n_words, n_words, ir.Constant(INTEGERS, [0] * 16))
+    there = builder.icmp_unsigned("<", ir.Constant(INTEGERS, list(range(16))), n_words)
+    address = builder.bitcast(row_of(builder, codes, row), INTEGERS.as_pointer())
+    return call(builder, "llvm.masked.load.v16i32.p0", INTEGERS, address, ir.IntType(32)(1), there,
+                INTEGERS(None))
+
+
+def row_of(builder, array, row):
+    """The address of a row of a 2-D array."""
+    stride = builder.extract_value(array.strides, 0)
+    first = builder.bitcast(array.data, ir.IntType(8).as_pointer())
+    address = builder.gep(first, [builder.mul(stride, stride.type(row))])
+    return builder.bitcast(address, array.data.type)
 
 
 def every_lane(builder, value):

@@ -4,6 +4,7 @@ A backend is a module with why_not(device), quantize, dequantize, linear and lin
 reference.py is the specification and the others give its bytes. None stands in for another unseen:
 asking for one that cannot run is an error, and backend_for says which one None means.
 """
+import functools
 import importlib.util
 from math import prod
 
@@ -37,6 +38,7 @@ def why_not(name: str, device: torch.device) -> str | None:
     return importlib.import_module(module, __package__).why_not(device)
 
 
+@functools.cache        # asked anew for every product, it would take as long as a small one
 def usable_backend(name: str | None, device: torch.device):
     """The module asked for, or the fastest; ValueError with the reason if it cannot run."""
     name = backend_for(device) if name is None else name
@@ -253,14 +255,15 @@ def check_search(nested_search: str | None, device: torch.device) -> str:
 def check_packed(packed: Tensor, state: QuantState) -> None:
     """The codes' length, dtype and device against the state's."""
     n_bytes = -(-prod(state.shape) // 2)
+    if (isinstance(packed, Tensor) and packed.numel() == n_bytes and packed.dtype == torch.uint8
+            and packed.is_contiguous() and packed.device == state.absmax.device):
+        return
     wanted = f"packed must be {n_bytes} contiguous uint8 on {state.absmax.device} for a weight " \
              f"{tuple(state.shape)}"
     if not isinstance(packed, Tensor):
         raise TypeError(f"{wanted}; got {type(packed).__name__}")
-    if (packed.numel() != n_bytes or packed.dtype != torch.uint8 or not packed.is_contiguous()
-            or packed.device != state.absmax.device):
-        raise ValueError(f"{wanted}; got {packed.numel()} {packed.dtype} on {packed.device}, "
-                         f"contiguous: {packed.is_contiguous()}")
+    raise ValueError(f"{wanted}; got {packed.numel()} {packed.dtype} on {packed.device}, "
+                     f"contiguous: {packed.is_contiguous()}")
 
 
 def check_activations(name: str, x: Tensor, width: int, device: torch.device) -> None:

@@ -145,7 +145,10 @@ class NF4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out) in x's dtype."""
-        y = FrozenNF4.apply(x, self.packed, self.quant_state)
+        if torch.is_grad_enabled() and x.requires_grad:
+            y = FrozenNF4.apply(x, self.packed, self.quant_state)
+        else:           # autograd's bookkeeping takes as long as the product of one small row
+            y = linear_nf4(self.packed, self.quant_state, x)
         return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def extra_repr(self) -> str:
