@@ -35,14 +35,16 @@ NOTHING = np.empty(0, np.float32)
 WEIGHTS_A_THREAD = 2**20        # a millisecond of work; starting a thread takes a tenth of it
 TILE = 2**17                    # weights of W at a time: half a megabyte stays in the second cache
 TILE_COLUMNS = 512
-FUSED_ROWS = {torch.float32: 32, torch.bfloat16: 32, torch.float16: 32}     # of x, at most
 # What ATEN_CPU_CAPABILITY allows, and what the processor has for which Numba compiles. Arguments of
 # kernels, never a choice inside one: Numba's cache would not know of it
 FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and "+avx512bw" in FEATURES
 BFLOAT16 = AVX512 and "+avx512bf16" in FEATURES
-ROWS = 4                        # of W, that one load of x serves
 CHUNK = 128                     # weights of a row whose codes fill a register: 16 words of 8
+FUSED_ROWS = 32                 # of x, at most; with more, a tile of W is soon paid for
+# Rows of x taken together -> as many zeros, for each row of W taken with them. Numba compiles a
+# kernel for each of these types; more sums than 16 would not stay in registers
+SUMS = {1: 8 * ((0,),), 8: 2 * (8 * (0,),)}
 
 
 def has_cache() -> bool:
@@ -87,7 +89,7 @@ def linear(packed: Tensor, state, x: Tensor) -> Tensor:
     """y = x W^T: (M, in) -> (M, out), summed in float32, or in float64 for a float64 x."""
     n_out, n_in = state.shape
     whole = n_in % state.blocksize == 0 and x.dtype != torch.float64
-    if whole and AVX512 and 0 < len(x) <= FUSED_ROWS[x.dtype] and n_out >= ROWS:
+    if whole and AVX512 and 0 < len(x) <= FUSED_ROWS and n_out >= 8:
         return linear_in_registers(packed, state, x)
     if whole and len(x) == 1:
         return gemv(packed, state, x)
@@ -106,14 +108,15 @@ def linear_in_registers(packed: Tensor, state, x: Tensor) -> Tensor:
     """
     (n_out, n_in), blocksize = state.shape, state.blocksize
     rows = x if x.dtype == torch.bfloat16 and BFLOAT16 else x.float()
-    n_steps, height = 2 * rows.itemsize, 1 if len(x) == 1 else 4
+    n_steps, height = 2 * rows.itemsize, 1 if len(x) == 1 else 8
     n_tiles, n_chunks = -(-len(x) // height), -(-n_in // CHUNK)
     tiled = torch.zeros(n_tiles, n_chunks, n_steps, height, CHUNK // n_steps, dtype=rows.dtype)
     tile_rows(bits_of(rows.contiguous()), bits_of(tiled))
     y = torch.empty(n_tiles * height, n_out)
-    share_out(multiply_rows, -(-n_out // ROWS), ROWS * n_in * len(x) // 8 + 1,
+    n_together = len(SUMS[height])
+    share_out(multiply_rows, -(-n_out // n_together), n_together * n_in * len(x) // 8,
               packed.view(n_out, -1).numpy(), blocksize, state.code.numpy(), *scales(state),
-              bits_of(tiled), (0,) * height, y.numpy())
+              bits_of(tiled), SUMS[height], y.numpy())
     return y[:len(x)].to(x.dtype)
 
 
@@ -287,10 +290,9 @@ def tile_rows(x, out):
 
 
 @njit(**KERNEL)
-def multiply_rows(first, last, codes, blocksize, code, absmax, code2, absmax2, offset, x, height,
-                  y):
-    """codes (out, in / 2), x as from tile_rows, `height` a tuple as long as its tiles are high
-    -> y (M, out), for the groups of ROWS outputs from first to last."""
+def multiply_rows(first, last, codes, blocksize, code, absmax, code2, absmax2, offset, x, sums, y):
+    """codes (out, in / 2), x as from tile_rows, `sums` one of SUMS -> y (M, out)."""
+    n_rows, height = len(sums), len(sums[0])
     n_blocks = 2 * codes.shape[1] // blocksize
     table = np.empty(32, x.dtype)       # the code twice over, for indexes of 5 bits
     for i in range(32):
@@ -298,23 +300,22 @@ def multiply_rows(first, last, codes, blocksize, code, absmax, code2, absmax2, o
     block_of_lane = np.empty(16, np.int32)
     for lane in range(16):
         block_of_lane[lane] = 8 * lane // blocksize
-    block_scales = np.zeros((ROWS, n_blocks + 16), np.float32)
-    totals = np.empty((ROWS, len(height), 16), np.float32)
+    block_scales = np.zeros((n_rows, n_blocks + 16), np.float32)
+    totals = np.empty((n_rows, height, 16), np.float32)
     for group in range(first, last):
-        row = min(ROWS * group, codes.shape[0] - ROWS)      # the last group may repeat some
-        for r in range(ROWS):
-            for b in range(n_blocks):
-                block_scales[r, b] = scale_of((row + r) * n_blocks + b, absmax, code2, absmax2,
-                                              offset)
+        row = min(n_rows * group, codes.shape[0] - n_rows)      # the last may repeat some
+        for r in range(n_rows):
+            fill_scales((row + r) * n_blocks, absmax, code2, absmax2, offset,
+                        block_scales[r, :n_blocks])
         for tile in range(x.shape[0]):
             totals[:] = 0
             for chunk in range(x.shape[1]):
                 block = CHUNK * chunk // blocksize
                 add_products(codes[row:, 64 * chunk:], table, block_scales[:, block:],
-                             block_of_lane, x[tile, chunk], height, totals)
-            for r in range(ROWS):
-                for m in range(len(height)):
-                    y[tile * len(height) + m, row + r] = total(totals[r, m])
+                             block_of_lane, x[tile, chunk], sums, totals)
+            for r in range(n_rows):
+                for m in range(height):
+                    y[tile * height + m, row + r] = total(totals[r, m])
 
 
 @njit
@@ -423,6 +424,27 @@ def scale_of_overload(b, absmax, code2, absmax2, offset):
     return lambda b, absmax, code2, absmax2, offset: (code2[absmax[b]] * absmax2[b >> 8] + offset)
 
 
+def fill_scales(start, absmax, code2, absmax2, offset, out):
+    """The absmax of `out.size` blocks from `start` on."""
+
+
+@overload(fill_scales)
+def fill_scales_overload(start, absmax, code2, absmax2, offset, out):
+    def plain(start, absmax, code2, absmax2, offset, out):
+        out[:] = absmax[start:start + out.size]
+
+    def nested(start, absmax, code2, absmax2, offset, out):
+        done = 0
+        while done < out.size:      # as far as one absmax2 goes
+            n = min(out.size - done, 256 - (start + done) % 256)
+            scale, part = absmax2[(start + done) >> 8], out[done:done + n]
+            q8 = absmax[start + done:start + done + n]
+            for i in range(n):
+                part[i] = code2[q8[i]] * scale + offset
+            done += n
+    return plain if absmax.dtype == types.float32 else nested
+
+
 @intrinsic
 def expand(typing_context, codes, start, code, scale, values):
     """16 bytes of codes from `start` on -> 32 of code[q] * scale, from one register.
@@ -451,37 +473,37 @@ def expand(typing_context, codes, start, code, scale, values):
 
 
 @intrinsic
-def add_products(typing_context, codes, table, scales, block_of_lane, x, height, totals):
-    """totals (ROWS, height, 16) += a chunk of ROWS rows of W, times `height` rows of x.
+def add_products(typing_context, codes, table, scales, block_of_lane, x, sums, totals):
+    """totals (rows of W, rows of x, 16) += a chunk of these rows of W, times these rows of x.
 
     A lane has one word of codes; each step shifts it by a code and looks that up in `table`. All of
     a lane's weights are of one block, whose absmax multiplies what the steps have added up.
     """
-    pairs, n_rows = x.dtype == types.uint16, len(height)
+    pairs, n_rows, height = x.dtype == types.uint16, len(sums), len(sums[0])
 
     def build(context, builder, signature, arguments):
         codes, table, scales, block_of_lane, x, _, totals = (
             context.make_array(kind)(context, builder, value) if isinstance(kind, types.Array)
             else value for kind, value in zip(signature.args, arguments))
         table = load(builder, table.data, 0, INTEGERS)
-        words = [load_words(builder, codes, row) for row in range(ROWS)]
-        sums = dict.fromkeys(product(range(ROWS), range(n_rows)), FLOATS(None))
-        for step, m in product(range(4 if pairs else 8), range(n_rows)):
+        words = [load_words(builder, codes, row) for row in range(n_rows)]
+        found = dict.fromkeys(product(range(n_rows), range(height)), FLOATS(None))
+        for step, m in product(range(4 if pairs else 8), range(height)):
             if m == 0:
                 weights = [look_up_codes(builder, table, word, step, pairs) for word in words]
-            taken = load(builder, x.data, (step * n_rows + m) * (32 if pairs else 16), INTEGERS)
-            for row in range(ROWS):
-                sums[row, m] = add_product(builder, weights[row], taken, sums[row, m], pairs)
+            taken = load(builder, x.data, (step * height + m) * (32 if pairs else 16), INTEGERS)
+            for row in range(n_rows):
+                found[row, m] = add_product(builder, weights[row], taken, found[row, m], pairs)
         lanes = load(builder, block_of_lane.data, 0, INTEGERS)
-        for (row, m), part in sums.items():
+        for (row, m), part in found.items():
             scale = load(builder, row_of(builder, scales, row), 0, FLOATS)
             scale = call(builder, "llvm.x86.avx512.permvar.sf.512", FLOATS, scale, lanes)
-            at = 16 * (row * n_rows + m)
+            at = 16 * (row * height + m)
             part = call(builder, "llvm.fma.v16f32", FLOATS, scale, part,
                         load(builder, totals.data, at, FLOATS))
             builder.store(part, vector_at(builder, totals.data, at, FLOATS), align=4)
         return context.get_dummy_value()
-    return types.void(codes, table, scales, block_of_lane, x, height, totals), build
+    return types.void(codes, table, scales, block_of_lane, x, sums, totals), build
 
 
 FLOATS, INTEGERS, BYTES = (ir.VectorType(lane, 16)
