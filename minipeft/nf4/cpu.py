@@ -487,6 +487,9 @@ def add_products(typing_context, codes, table, scales, block_of_lane, x, sums, t
             else value for kind, value in zip(signature.args, arguments))
         table = load(builder, table.data, 0, INTEGERS)
         words = [load_words(builder, codes, row) for row in range(n_rows)]
+        for row in range(n_rows, 2 * n_rows):       # the next to be read: memory is slower
+            call(builder, "llvm.prefetch.p0", ir.VoidType(), row_of(builder, codes, row),
+                 *map(ir.IntType(32), (0, 3, 1)))       # to be read, kept in all caches, data
         found = dict.fromkeys(product(range(n_rows), range(height)), FLOATS(None))
         for step, m in product(range(4 if pairs else 8), range(height)):
             if m == 0:
