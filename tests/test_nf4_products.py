@@ -65,6 +65,20 @@ def test_products_are_those_of_the_dequantized_weight(backend, flags, given, til
         check(linear_nf4_backward(packed, state, grad_y, backend), grad_y, weight)
 
 
+@pytest.mark.parametrize("batch", [1, 9])
+def test_two_threads_share_the_rows_of_w_without_gaps(batch):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cpu, "WEIGHTS_A_THREAD", 2**10)
+            packed, state = quantize_nf4(torch.randn(203, 640))
+            x, weight = torch.randn(batch, 640), dequantize_nf4(packed, state)
+            check(linear_nf4(packed, state, x), x, weight.T)
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("message, x", [
     ("(..., 96), on cpu; got torch.float32, (2, 97), on cpu", torch.randn(2, 97)),
     ("(..., 96), on cpu; got torch.int64, (96,), on cpu", torch.ones(96, dtype=torch.int64)),

@@ -2,8 +2,9 @@
 
     quantize      absmax of a block, then a binary search among 15 thresholds held in registers
     dequantize    a block of codes -> code[q] * absmax, in the nearest cache -> rounded, written
-    gemv          a block of codes -> the same -> times x, added up: W is never built
     linear        a tile of W, dequantized where it stays in the cache -> times that part of x
+    few rows      with AVX512: codes -> weights in registers -> times x, added up
+    one row       elsewhere: a block of codes -> weights in the nearest cache -> the same
 
 Weights go in and out as their bits, and the integer type says what they are: int32 float32,
 uint16 bfloat16, int16 float16 (Numba has neither of the last two). Blocks are shared out among
@@ -301,14 +302,13 @@ def multiply_rows(first, last, codes, blocksize, code, absmax, code2, absmax2, o
     for lane in range(16):
         block_of_lane[lane] = 8 * lane // blocksize
     block_scales = np.zeros((n_rows, n_blocks + 16), np.float32)
-    totals = np.empty((n_rows, height, 16), np.float32)
+    totals = np.zeros((n_rows, height, 16), np.float32)
     for group in range(first, last):
         row = min(n_rows * group, codes.shape[0] - n_rows)      # the last may repeat some
         for r in range(n_rows):
             fill_scales((row + r) * n_blocks, absmax, code2, absmax2, offset,
                         block_scales[r, :n_blocks])
         for tile in range(x.shape[0]):
-            totals[:] = 0
             for chunk in range(x.shape[1]):
                 block = CHUNK * chunk // blocksize
                 add_products(codes[row:, 64 * chunk:], table, block_scales[:, block:],
@@ -341,10 +341,11 @@ def dot(values, x):
 
 @njit(fastmath={"reassoc"})
 def total(lanes):
-    """The sum of 16 lanes."""
+    """The sum of 16 lanes, which are zeros again."""
     result = np.float32(0)
     for lane in range(16):
         result += lanes[lane]
+        lanes[lane] = 0
     return result
 
 
@@ -431,7 +432,8 @@ def fill_scales(start, absmax, code2, absmax2, offset, out):
 @overload(fill_scales)
 def fill_scales_overload(start, absmax, code2, absmax2, offset, out):
     def plain(start, absmax, code2, absmax2, offset, out):
-        out[:] = absmax[start:start + out.size]
+        for b in range(out.size):
+            out[b] = absmax[start + b]
 
     def nested(start, absmax, code2, absmax2, offset, out):
         done = 0
