@@ -14,11 +14,11 @@ from minipeft.nf4 import cpu, dequantize_nf4, quantize_nf4
 from minipeft.nf4.dispatch import linear_nf4, linear_nf4_backward
 
 ROOT = Path(__file__).parents[1]
-PROPERTY = settings(max_examples=60, deadline=None, derandomize=True)
+PROPERTY = settings(max_examples=40, deadline=None, derandomize=True)
 # Of sum |x_i w_i|. Float32: a few hundred terms, each partial sum rounded by at most 2^-24 of
-# itself, mostly in 16 lanes; bfloat16 also rounds the code, by at most 2^-9 of each term
-SUMS = {torch.float32: 1e-6, torch.float16: 1e-6, torch.float64: 1e-14,
-        torch.bfloat16: 2**-9 + 1e-6}
+# itself, mostly in 16 lanes; 16 bits also round the weight or its code: a term by at most eps / 2
+SUMS = {torch.float32: 1e-6, torch.float16: 2**-11 + 1e-6, torch.float64: 1e-14,
+        torch.bfloat16: 2**-8 + 1e-6}
 
 
 @st.composite
@@ -52,14 +52,14 @@ def check(ours: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("backend, flags", [
     ("reference", {}), ("cpu", {}), ("cpu", dict(BFLOAT16=False)),
-    ("cpu", dict(AVX512=False, BFLOAT16=False))])
+    ("cpu", dict(AVX512=False, BFLOAT16=False, WIDE=()))])
 @PROPERTY
-@given(products(), st.sampled_from([(2**17, 512), (640, 64)]))
+@given(products(), st.sampled_from([2**21, 640]))
 def test_products_are_those_of_the_dequantized_weight(backend, flags, given, tile):
     packed, state, x, grad_y = given
     weight = dequantize_nf4(packed, state, torch.float32)
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (flags | dict(TILE=tile[0], TILE_COLUMNS=tile[1])).items():
+        for name, value in (flags | dict(TILE=tile)).items():
             patch.setattr(cpu, name, value)
         check(linear_nf4(packed, state, x, backend), x, weight.T)
         check(linear_nf4_backward(packed, state, grad_y, backend), grad_y, weight)
@@ -106,7 +106,7 @@ for n in (128, 4096):
     Path("/proc/self/clear_refs").write_text("5")       # the peak so far is forgotten
     before = kib("VmRSS")
     for dtype in (torch.float32, torch.bfloat16):
-        for batch in (1, 8, 64):
+        for batch in (8, 64):
             x = torch.ones(batch, n, dtype=dtype, requires_grad=True)
             layer(x).sum().backward()
             with torch.no_grad():
@@ -132,8 +132,8 @@ def test_nothing_of_the_weights_size_is_allocated_on_any_processor(capability):
     _, kib, error, error_bfloat16, avx512 = subprocess.run(
         [sys.executable, "-c", RUN], cwd=ROOT, check=True, text=True, capture_output=True,
         env=os.environ | asked).stdout.split()
-    # x, y and their gradients, 1 MiB each in float32, some of them twice, and the tile; W would be
-    # 64 MiB, 32 in bfloat16
-    assert int(kib) < 16 * 2**10
+    # The tile, 8 MiB in float32, once more as the matrix product packs it, and x, y and their
+    # gradients, 1 MiB each; W would be 64 MiB, in bfloat16 32
+    assert int(kib) < 32 * 2**10
     assert float(error) < 1e-6 and float(error_bfloat16) < 2**-8    # y's last rounding: 2^-9
     assert avx512 == "False" or not capability

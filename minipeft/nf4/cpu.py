@@ -2,7 +2,7 @@
 
     quantize      absmax of a block, then a binary search among 15 thresholds held in registers
     dequantize    a block of codes -> code[q] * absmax, in the nearest cache -> rounded, written
-    linear        a tile of W, dequantized where it stays in the cache -> times that part of x
+    linear        a tile of W in x's dtype -> torch multiplies it -> a part of y
     few rows      with AVX512: codes -> weights in registers -> times x, added up
     one row       elsewhere: a block of codes -> weights in the nearest cache -> the same
 
@@ -16,7 +16,7 @@ and sees no other.
 import warnings
 from collections.abc import Iterator
 from itertools import pairwise, product
-from math import prod
+from math import gcd, prod
 from threading import Thread
 
 import numpy as np
@@ -34,18 +34,18 @@ HALF_VALUES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float
 LARGEST = np.float32(LARGEST_INVERSE)
 NOTHING = np.empty(0, np.float32)
 WEIGHTS_A_THREAD = 2**20        # a millisecond of work; starting a thread takes a tenth of it
-TILE = 2**17                    # weights of W at a time: half a megabyte stays in the second cache
-TILE_COLUMNS = 512
+TILE = 2**21                    # weights of W in memory together
 # What ATEN_CPU_CAPABILITY allows, and what the processor has for which Numba compiles. Arguments of
 # kernels, never a choice inside one: Numba's cache would not know of it
 FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and "+avx512bw" in FEATURES
 BFLOAT16 = AVX512 and "+avx512bf16" in FEATURES
 CHUNK = 128                     # weights of a row whose codes fill a register: 16 words of 8
-FUSED_ROWS = 32                 # of x, at most; with more, a tile of W is soon paid for
+FUSED_ROWS = 16                 # of x, at most: with more, a tile of W soon pays for itself
 # Rows of x taken together -> as many zeros, for each row of W taken with them. Numba compiles a
 # kernel for each of these types; more sums than 16 would not stay in registers
 SUMS = {1: 8 * ((0,),), 8: 2 * (8 * (0,),)}
+WIDE = (0,) if AVX512 else ()   # by its type too, which look_up is compiled
 
 
 def has_cache() -> bool:
@@ -81,31 +81,38 @@ def quantize(flat: Tensor, blocksize: int, code: Tensor) -> tuple[Tensor, Tensor
 def dequantize(packed: Tensor, state, out: Tensor) -> None:
     """Write code[q] * absmax, a float32 product rounded to out's dtype, into `out` (n,)."""
     whole = to_blocks(out, state.blocksize)     # out itself; a copy if its last block is short
-    dequantize_tile(blocks_of(packed, state)[:, None], state, 0, 0, whole)
+    blocks = blocks_of(packed, state)
+    n = gcd(len(blocks), 64)        # blocks together: each row of a tile has its own cost
+    dequantize_tile(blocks.view(-1, n, blocks.shape[1]), state, 0, 0,
+                    whole.view(-1, n * state.blocksize))
     if whole.numel() > out.numel():
         out.copy_(whole.view(-1)[:out.numel()])
 
 
 def linear(packed: Tensor, state, x: Tensor) -> Tensor:
-    """y = x W^T: (M, in) -> (M, out), summed in float32, or in float64 for a float64 x."""
+    """y = x W^T: (M, in) -> (M, out), W dequantized to x's dtype, which torch multiplies.
+
+    A few rows go without W in memory, summed in float32.
+    """
     n_out, n_in = state.shape
     whole = n_in % state.blocksize == 0 and x.dtype != torch.float64
-    if whole and AVX512 and 0 < len(x) <= FUSED_ROWS and n_out >= 8:
+    several_tiles = n_out * n_in > TILE and x.dtype == torch.float32
+    few = (2 if several_tiles else 1) * FUSED_ROWS
+    if whole and AVX512 and 0 < len(x) <= few and n_out >= 8:
         return linear_in_registers(packed, state, x)
     if whole and len(x) == 1:
         return gemv(packed, state, x)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    y = wide.new_zeros(len(x), n_out)
-    for rows, columns, tile in tiles(packed, state):
-        y[:, rows].addmm_(wide[:, columns], tile.T.to(wide.dtype))
-    return y.to(x.dtype)
+    y = x.new_empty(len(x), n_out)
+    for rows, tile in tiles(packed, state, x.dtype, axis=0):
+        torch.mm(x, tile.T, out=y[:, rows])
+    return y
 
 
 def linear_in_registers(packed: Tensor, state, x: Tensor) -> Tensor:
     """The same for a few rows: W goes from its codes into registers and no further.
 
     Float32 to float32 rounding. For a bfloat16 x, where the processor multiplies pairs of them, the
-    code is rounded to bfloat16 too: by 2^-9 of a weight at most.
+    code is rounded to bfloat16 too, by 2^-8 of itself at most.
     """
     (n_out, n_in), blocksize = state.shape, state.blocksize
     rows = x if x.dtype == torch.bfloat16 and BFLOAT16 else x.float()
@@ -122,12 +129,14 @@ def linear_in_registers(packed: Tensor, state, x: Tensor) -> Tensor:
 
 
 def linear_backward(packed: Tensor, state, grad_y: Tensor) -> Tensor:
-    """grad_x = grad_y W: (M, out) -> (M, in), summed in the same way."""
-    wide = grad_y.to(torch.promote_types(grad_y.dtype, torch.float32))
-    grad_x = wide.new_zeros(len(grad_y), state.shape[1])
-    for rows, columns, tile in tiles(packed, state):
-        grad_x[:, columns].addmm_(wide[:, rows], tile.to(wide.dtype))
-    return grad_x.to(grad_y.dtype)
+    """grad_x = grad_y W: (M, out) -> (M, in), from tiles of W in grad_y's dtype.
+
+    They are whole columns of W, so that none is added to what another gave.
+    """
+    grad_x = grad_y.new_empty(len(grad_y), state.shape[1])
+    for columns, tile in tiles(packed, state, grad_y.dtype, axis=1):
+        torch.mm(grad_y, tile, out=grad_x[:, columns])
+    return grad_x
 
 
 def gemv(packed: Tensor, state, x: Tensor) -> Tensor:
@@ -135,41 +144,41 @@ def gemv(packed: Tensor, state, x: Tensor) -> Tensor:
     n_out, n_in = state.shape
     y = torch.empty(1, n_out)
     codes = blocks_of(packed, state).view(n_out, -1, state.blocksize // 2)
-    share_out(gemv_rows, n_out, n_in, codes.numpy(), state.code.numpy(), AVX512, *scales(state),
+    share_out(gemv_rows, n_out, n_in, codes.numpy(), state.code.numpy(), WIDE, *scales(state),
               x.float().reshape(codes.shape[1], -1).numpy(), y[0].numpy())
     return y.to(x.dtype)
 
 
-def tiles(packed: Tensor, state) -> Iterator[tuple[slice, slice, Tensor]]:
-    """(rows, columns, W[rows, columns]) until they cover W; each float32 tile overwrites the last.
+def tiles(packed: Tensor, state, dtype: torch.dtype, axis: int) -> Iterator[tuple[slice, Tensor]]:
+    """(part, W[part] or, with axis 1, W[:, part]) until they cover W; each overwrites the last.
 
-    W's rows are whole blocks, or else a tile has whole rows, cut from the blocks around them.
+    A tile has about TILE weights; a W of no more is one tile, and one whose rows are not whole
+    blocks.
     """
-    (n_out, n_in), blocksize = state.shape, state.blocksize
-    blocks, whole = blocks_of(packed, state), n_in % blocksize == 0
-    n_columns = min(n_in, max(TILE_COLUMNS, blocksize)) if whole else n_in
-    n_rows = min(n_out, -(-TILE // n_columns))
-    workspace = torch.empty(n_rows * n_columns + 2 * blocksize)
-    for row, column in product(range(0, n_out, n_rows), range(0, n_in, n_columns)):
-        rows, columns = slice(row, row + n_rows), slice(column, column + n_columns)
-        shape = len(range(n_out)[rows]), len(range(n_in)[columns])
-        if whole:
-            first = column // blocksize
-            tile = workspace[:prod(shape)].view(shape)
-            dequantize_tile(blocks.view(n_out, -1, blocksize // 2), state, row, first, tile)
-        else:
-            first, last = row * n_in // blocksize, -(-(row + shape[0]) * n_in // blocksize)
-            cover = workspace[:(last - first) * blocksize]
-            dequantize_tile(blocks[:, None], state, first, 0, cover.view(-1, blocksize))
-            tile = cover[row * n_in - first * blocksize:][:prod(shape)].view(shape)
-        yield rows, columns, tile
+    shape, blocksize = list(state.shape), state.blocksize
+    written = dtype if dtype in BITS else torch.float32
+    if shape[1] % blocksize or prod(shape) <= TILE:
+        whole = torch.empty(shape, dtype=written)
+        dequantize(packed, state, whole.view(-1))
+        yield slice(None), whole.to(dtype)
+        return
+    step = (1, blocksize)[axis]
+    n = max(1, TILE // (shape[1 - axis] * step)) * step
+    blocks = packed.view(shape[0], -1, blocksize // 2)
+    workspace = torch.empty(n * shape[1 - axis], dtype=written)
+    for first in range(0, shape[axis], n):
+        shape[axis] = min(n, state.shape[axis] - first)
+        tile = workspace[:prod(shape)].view(shape)
+        row, column = ((first, 0), (0, first // blocksize))[axis]
+        dequantize_tile(blocks, state, row, column, tile)
+        yield slice(first, first + n), tile.to(dtype)
 
 
 def dequantize_tile(blocks: Tensor, state, row: int, column: int, out: Tensor) -> None:
     """Fill `out` (rows, columns) from `blocks`, W's codes (rows, blocks, blocksize / 2), beginning
     with the block at (row, column)."""
     bits = bits_of(out.view(len(out), -1, state.blocksize))
-    share_out(dequantize_rows, *out.shape, blocks.numpy(), row, column, state.code.numpy(), AVX512,
+    share_out(dequantize_rows, *out.shape, blocks.numpy(), row, column, state.code.numpy(), WIDE,
               *scales(state), bits)
 
 
@@ -252,11 +261,12 @@ def dequantize_rows(first, last, codes, row, column, code, wide, absmax, code2, 
     bits."""
     values = np.empty(out.shape[2], np.float32)
     for r in range(first, last):
+        start, row_codes, row_out = (row + r) * codes.shape[1], codes[row + r], out[r]
         for c in range(out.shape[1]):
-            b = (row + r) * codes.shape[1] + column + c
-            scale = scale_of(b, absmax, code2, absmax2, offset)
-            look_up(codes[row + r, column + c], code, wide, scale, values)
-            weights = out[r, c]
+            b = column + c
+            look_up(row_codes[b], code, wide,
+                    scale_of(start + b, absmax, code2, absmax2, offset), values)
+            weights = row_out[c]
             for i in range(values.size):
                 weights[i] = narrow(values[i], weights)
 
@@ -316,18 +326,6 @@ def multiply_rows(first, last, codes, blocksize, code, absmax, code2, absmax2, o
             for r in range(n_rows):
                 for m in range(height):
                     y[tile * height + m, row + r] = total(totals[r, m])
-
-
-@njit
-def look_up(codes, code, wide, scale, values):
-    """codes (blocksize / 2,) -> code[q] * scale (blocksize,), which stay in the nearest cache."""
-    if wide:
-        for i in range(0, codes.size, 16):
-            expand(codes, i, code, scale, values)
-    else:
-        for i in range(codes.size):
-            values[2 * i] = code[codes[i] >> 4] * scale
-            values[2 * i + 1] = code[codes[i] & 15] * scale
 
 
 @njit(fastmath={"reassoc", "contract"})     # lets SIMD sum in an order of its own
@@ -423,6 +421,23 @@ def scale_of_overload(b, absmax, code2, absmax2, offset):
     if absmax.dtype == types.float32:
         return lambda b, absmax, code2, absmax2, offset: absmax[b]
     return lambda b, absmax, code2, absmax2, offset: (code2[absmax[b]] * absmax2[b >> 8] + offset)
+
+
+def look_up(codes, code, wide, scale, values):
+    """codes (blocksize / 2,) -> code[q] * scale (blocksize,), which stay in the nearest cache."""
+
+
+@overload(look_up)
+def look_up_overload(codes, code, wide, scale, values):
+    def anywhere(codes, code, wide, scale, values):
+        for i in range(codes.size):
+            values[2 * i] = code[codes[i] >> 4] * scale
+            values[2 * i + 1] = code[codes[i] & 15] * scale
+
+    def avx512(codes, code, wide, scale, values):
+        for i in range(0, codes.size, 16):
+            expand(codes, i, code, scale, values)
+    return avx512 if len(wide) else anywhere
 
 
 def fill_scales(start, absmax, code2, absmax2, offset, out):

@@ -125,7 +125,8 @@ def gemv(packed: Tensor, state: QuantState, x: Tensor, backend: str | None = Non
 def linear_nf4(packed: Tensor, state: QuantState, x: Tensor, backend: str | None = None) -> Tensor:
     """y = x W^T from the codes, x (..., in) -> y (..., out) in x's dtype; no gradient passes.
 
-    On a CPU sums are in float32 and W is never whole. Raises ValueError for an x that does not fit.
+    W is dequantized to x's dtype, on a CPU a part of it at a time; a few rows go without it.
+    Raises ValueError for an x that does not fit.
     """
     check_packed(packed, state)
     check_activations("x", x, state.shape[1], packed.device)

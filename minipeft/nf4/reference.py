@@ -150,22 +150,17 @@ def dequantize(packed: Tensor, state, out: Tensor) -> None:
 
 
 def linear(packed: Tensor, state, x: Tensor) -> Tensor:
-    """y = x W^T: (M, in) -> (M, out), by way of W, which cpu.py never builds whole.
-
-    Sums are in float32, or in float64 for a float64 x.
-    """
-    weight = wide_weight(packed, state, x)
-    return (x.to(weight.dtype) @ weight.T).to(x.dtype)
+    """y = x W^T: (M, in) -> (M, out), by way of W in x's dtype."""
+    return x @ dequantize_as(packed, state, x.dtype).T
 
 
 def linear_backward(packed: Tensor, state, grad_y: Tensor) -> Tensor:
     """grad_x = grad_y W: (M, out) -> (M, in), in the same way."""
-    weight = wide_weight(packed, state, grad_y)
-    return (grad_y.to(weight.dtype) @ weight).to(grad_y.dtype)
+    return grad_y @ dequantize_as(packed, state, grad_y.dtype)
 
 
-def wide_weight(packed: Tensor, state, x: Tensor) -> Tensor:
-    """W in the dtype that its product with x is summed in."""
-    weight = torch.empty(state.shape, device=x.device)
+def dequantize_as(packed: Tensor, state, dtype: torch.dtype) -> Tensor:
+    """W in any float dtype, rounded once from float32."""
+    weight = torch.empty(state.shape, dtype=dtype, device=packed.device)
     dequantize(packed, state, weight.view(-1))
-    return weight.to(torch.promote_types(x.dtype, torch.float32))
+    return weight
