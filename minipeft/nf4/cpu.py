@@ -41,11 +41,12 @@ FEATURES = cpu_target.target_context.codegen().magic_tuple()[2].split(",")
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and "+avx512bw" in FEATURES
 BFLOAT16 = AVX512 and "+avx512bf16" in FEATURES
 CHUNK = 128                     # weights of a row whose codes fill a register: 16 words of 8
-FUSED_ROWS = 16                 # of x, at most: with more, a tile of W soon pays for itself
+FUSED_ROWS = 16                 # of x, at most: with more, a tile of W pays for itself; in float32,
+                                # and a W that does not stay in the cache, with twice as many
 # Rows of x taken together -> as many zeros, for each row of W taken with them. Numba compiles a
 # kernel for each of these types; more sums than 16 would not stay in registers
 SUMS = {1: 8 * ((0,),), 8: 2 * (8 * (0,),)}
-WIDE = (0,) if AVX512 else ()   # by its type too, which look_up is compiled
+WIDE = (0,) if AVX512 else ()   # its type too says which look_up is compiled
 
 
 def has_cache() -> bool:
@@ -96,8 +97,7 @@ def linear(packed: Tensor, state, x: Tensor) -> Tensor:
     """
     n_out, n_in = state.shape
     whole = n_in % state.blocksize == 0 and x.dtype != torch.float64
-    several_tiles = n_out * n_in > TILE and x.dtype == torch.float32
-    few = (2 if several_tiles else 1) * FUSED_ROWS
+    few = 2 * FUSED_ROWS if x.dtype == torch.float32 and n_out * n_in > TILE else FUSED_ROWS
     if whole and AVX512 and 0 < len(x) <= few and n_out >= 8:
         return linear_in_registers(packed, state, x)
     if whole and len(x) == 1:
@@ -152,8 +152,8 @@ def gemv(packed: Tensor, state, x: Tensor) -> Tensor:
 def tiles(packed: Tensor, state, dtype: torch.dtype, axis: int) -> Iterator[tuple[slice, Tensor]]:
     """(part, W[part] or, with axis 1, W[:, part]) until they cover W; each overwrites the last.
 
-    A tile has about TILE weights; a W of no more is one tile, and one whose rows are not whole
-    blocks.
+    A tile has at most TILE weights, or one row or one column of blocks of W. A W of no more is one
+    tile, and so is any W whose rows are not whole blocks.
     """
     shape, blocksize = list(state.shape), state.blocksize
     written = dtype if dtype in BITS else torch.float32
