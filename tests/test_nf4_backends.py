@@ -150,8 +150,10 @@ def test_gemv_is_the_product_with_the_dequantized_weight(backend, dtype, nested)
     y = gemv(packed, state, x, backend=backend)
     exact = dequantize_nf4(packed, state, torch.float32).double() @ x.double()
     assert y.dtype == dtype and y.shape == (96,)
-    # the last rounding to dtype, and float32 sums of 256 terms of size 1 in any order
-    torch.testing.assert_close(y.double(), exact, rtol=torch.finfo(dtype).eps, atol=2e-5)
+    # the last rounding to dtype, and float32 sums of 256 terms of size 1 in any order; in 16 bits
+    # the weight or its code is rounded too, a random walk of 256 steps of eps / 2 of a term at most
+    atol = 2e-5 if dtype == torch.float32 else torch.finfo(dtype).eps / 2 * 3 * 256**.5
+    torch.testing.assert_close(y.double(), exact, rtol=torch.finfo(dtype).eps, atol=atol)
 
 
 def test_an_output_buffer_is_written_and_returned():

@@ -1,9 +1,10 @@
-"""quantize_nf4, dequantize_nf4 and gemv: every check of the input, and the choice of the backend.
+"""Quantizing, dequantizing, products: every check of the input, and the choice of the backend.
 
-A backend is a module with why_not(device), quantize, dequantize and gemv; reference.py is the
-specification and the others give its bytes. None stands in for another unseen: asking for one that
-cannot run is an error, and backend_for says which one None means.
+A backend is a module with why_not(device), quantize, dequantize, linear and linear_backward;
+reference.py is the specification and the others give its bytes. None stands in for another unseen:
+asking for one that cannot run is an error, and backend_for says which one None means.
 """
+import functools
 import importlib.util
 from math import prod
 
@@ -37,6 +38,7 @@ def why_not(name: str, device: torch.device) -> str | None:
     return importlib.import_module(module, __package__).why_not(device)
 
 
+@functools.cache        # asked anew for every product, it would take as long as a small one
 def usable_backend(name: str | None, device: torch.device):
     """The module asked for, or the fastest; ValueError with the reason if it cannot run."""
     name = backend_for(device) if name is None else name
@@ -114,12 +116,38 @@ def gemv(packed: Tensor, state: QuantState, x: Tensor, backend: str | None = Non
     if len(state.shape) != 2 or state.shape[1] % state.blocksize:
         raise ValueError("gemv needs a weight (out, in) with `in` a multiple of blocksize "
                          f"{state.blocksize}, got {tuple(state.shape)}; use dequantize_nf4() @ x")
-    if x.shape != state.shape[1:] or x.dtype not in DTYPES or x.device != packed.device:
-        raise ValueError(f"x must be ({state.shape[1]},) on {packed.device}, one of {DTYPES}; "
-                         f"got {tuple(x.shape)} on {x.device}, {x.dtype}")
+    if x.dtype not in DTYPES or x.dim() != 1:
+        raise ValueError(f"x must be ({state.shape[1]},), one of {DTYPES}; got {tuple(x.shape)}, "
+                         f"{x.dtype}")
+    return linear_nf4(packed, state, x, backend)
+
+
+def linear_nf4(packed: Tensor, state: QuantState, x: Tensor, backend: str | None = None) -> Tensor:
+    """y = x W^T from the codes, x (..., in) -> y (..., out) in x's dtype; no gradient passes.
+
+    W is dequantized to x's dtype, on a CPU a part of it at a time; a few rows go without it.
+    Raises ValueError for an x that does not fit.
+    """
+    check_packed(packed, state)
+    check_activations("x", x, state.shape[1], packed.device)
     if backend is None and torch.compiler.is_compiling():
-        return gemv_in_graph(packed, *pieces(state), x.contiguous())
-    return usable_backend(backend, packed.device).gemv(packed, state, x.contiguous())
+        return linear_in_graph(packed, *pieces(state), x)
+    x, leading = x.detach(), x.shape[:-1]
+    y = usable_backend(backend, packed.device).linear(packed, state, x.reshape(-1, x.shape[-1]))
+    return y.view(*leading, state.shape[0])
+
+
+def linear_nf4_backward(packed: Tensor, state: QuantState, grad_y: Tensor,
+                        backend: str | None = None) -> Tensor:
+    """grad_x = grad_y W in the same way: grad_y (..., out) -> grad_x (..., in)."""
+    check_packed(packed, state)
+    check_activations("grad_y", grad_y, state.shape[0], packed.device)
+    if backend is None and torch.compiler.is_compiling():
+        return linear_backward_in_graph(packed, *pieces(state), grad_y)
+    grad_y, leading = grad_y.detach(), grad_y.shape[:-1]
+    module = usable_backend(backend, packed.device)
+    grad_x = module.linear_backward(packed, state, grad_y.reshape(-1, grad_y.shape[-1]))
+    return grad_x.view(*leading, state.shape[1])
 
 
 # Inside torch.compile a kernel is one node of the graph: what chooses and calls it is not traced
@@ -157,18 +185,33 @@ def _(packed, absmax, code, shape, blocksize, quant_type, weight_dtype, offset, 
     return packed.new_empty(shape, dtype=dtype)
 
 
-@torch.library.custom_op("minipeft::gemv_nf4", mutates_args=())
-def gemv_in_graph(packed: Tensor, absmax: Tensor, code: Tensor, shape: list[int],
-                  blocksize: int, quant_type: str, weight_dtype: torch.dtype,
-                  offset: Tensor | None, absmax2: Tensor | None, code2: Tensor | None,
-                  x: Tensor) -> Tensor:
+@torch.library.custom_op("minipeft::linear_nf4", mutates_args=())
+def linear_in_graph(packed: Tensor, absmax: Tensor, code: Tensor, shape: list[int],
+                    blocksize: int, quant_type: str, weight_dtype: torch.dtype,
+                    offset: Tensor | None, absmax2: Tensor | None, code2: Tensor | None,
+                    x: Tensor) -> Tensor:
     state = whole(absmax, code, shape, blocksize, quant_type, weight_dtype, offset, absmax2, code2)
-    return gemv(packed, state, x)
+    return linear_nf4(packed, state, x)
 
 
-@gemv_in_graph.register_fake
+@linear_in_graph.register_fake
 def _(packed, absmax, code, shape, blocksize, quant_type, weight_dtype, offset, absmax2, code2, x):
-    return x.new_empty(shape[0])
+    return x.new_empty((*x.shape[:-1], shape[0]))
+
+
+@torch.library.custom_op("minipeft::linear_nf4_backward", mutates_args=())
+def linear_backward_in_graph(packed: Tensor, absmax: Tensor, code: Tensor, shape: list[int],
+                             blocksize: int, quant_type: str, weight_dtype: torch.dtype,
+                             offset: Tensor | None, absmax2: Tensor | None, code2: Tensor | None,
+                             grad_y: Tensor) -> Tensor:
+    state = whole(absmax, code, shape, blocksize, quant_type, weight_dtype, offset, absmax2, code2)
+    return linear_nf4_backward(packed, state, grad_y)
+
+
+@linear_backward_in_graph.register_fake
+def _(packed, absmax, code, shape, blocksize, quant_type, weight_dtype, offset, absmax2, code2,
+      grad_y):
+    return grad_y.new_empty((*grad_y.shape[:-1], shape[1]))
 
 
 def check_weight(weight: Tensor) -> None:
@@ -213,14 +256,22 @@ def check_search(nested_search: str | None, device: torch.device) -> str:
 def check_packed(packed: Tensor, state: QuantState) -> None:
     """The codes' length, dtype and device against the state's."""
     n_bytes = -(-prod(state.shape) // 2)
+    if (isinstance(packed, Tensor) and packed.numel() == n_bytes and packed.dtype == torch.uint8
+            and packed.is_contiguous() and packed.device == state.absmax.device):
+        return
     wanted = f"packed must be {n_bytes} contiguous uint8 on {state.absmax.device} for a weight " \
              f"{tuple(state.shape)}"
     if not isinstance(packed, Tensor):
         raise TypeError(f"{wanted}; got {type(packed).__name__}")
-    if (packed.numel() != n_bytes or packed.dtype != torch.uint8 or not packed.is_contiguous()
-            or packed.device != state.absmax.device):
-        raise ValueError(f"{wanted}; got {packed.numel()} {packed.dtype} on {packed.device}, "
-                         f"contiguous: {packed.is_contiguous()}")
+    raise ValueError(f"{wanted}; got {packed.numel()} {packed.dtype} on {packed.device}, "
+                     f"contiguous: {packed.is_contiguous()}")
+
+
+def check_activations(name: str, x: Tensor, width: int, device: torch.device) -> None:
+    """What multiplies W: its last dimension, dtype and device."""
+    if x.shape[-1:] != (width,) or not x.is_floating_point() or x.device != device:
+        raise ValueError(f"{name} must be floating point, (..., {width}), on {device}; got "
+                         f"{x.dtype}, {tuple(x.shape)}, on {x.device}")
 
 
 def check_out(out: Tensor, state: QuantState, dtype: torch.dtype, device: torch.device) -> None:

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .reference import LARGEST_INVERSE, SMALLEST_BITS, STATE2_BLOCKSIZE, midpoints
+from .state import DTYPES
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"     # triton reads it when it is imported
 TILE = 2048
@@ -44,10 +45,31 @@ def dequantize(packed: Tensor, state, out: Tensor) -> None:
         NESTED=state.nested, STATE2=STATE2_BLOCKSIZE, TILE=TILE, **EXACT)
 
 
+def linear(packed: Tensor, state, x: Tensor) -> Tensor:
+    """y = x W^T: (M, in) -> (M, out); one row straight from the codes, more by way of W, which
+    torch multiplies in x's dtype."""
+    if len(x) == 1 and state.shape[1] % state.blocksize == 0 and x.dtype in DTYPES:
+        return gemv(packed, state, x)
+    return x @ dequantize_as(packed, state, x.dtype).T
+
+
+def linear_backward(packed: Tensor, state, grad_y: Tensor) -> Tensor:
+    """grad_x = grad_y W: (M, out) -> (M, in), by way of W."""
+    return grad_y @ dequantize_as(packed, state, grad_y.dtype)
+
+
+def dequantize_as(packed: Tensor, state, dtype: torch.dtype) -> Tensor:
+    """W in any float dtype: what is not a dtype of weights is rounded from float32."""
+    written = dtype if dtype in DTYPES else torch.float32
+    weight = torch.empty(state.shape, dtype=written, device=packed.device)
+    dequantize(packed, state, weight.view(-1))
+    return weight.to(dtype)
+
+
 def gemv(packed: Tensor, state, x: Tensor) -> Tensor:
-    """y = W x: (in,) -> (out,), summed in float32."""
+    """y = x W^T for one x, (1, in) -> (1, out), summed in float32; W's rows are whole blocks."""
     n_out, n_in = state.shape
-    y = torch.empty(n_out, dtype=x.dtype, device=x.device)
+    y = torch.empty(1, n_out, dtype=x.dtype, device=x.device)
     gemv_kernel[n_out,](packed, state.code, *scales(state), x, y, n_in // 2,
                         HALF=state.blocksize // 2, NESTED=state.nested, STATE2=STATE2_BLOCKSIZE,
                         TILE=min(TILE, triton.next_power_of_2(n_in // 2)), **EXACT)

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.autograd.function import once_differentiable
 
 from ..adapter import Adapter, replace_modules
 from ..files import parse_json
-from .dispatch import check_blocksize, check_weight, dequantize_nf4, gemv, quantize_nf4
+from .dispatch import (check_blocksize, check_weight, dequantize_nf4, linear_nf4,
+                       linear_nf4_backward, quantize_nf4)
 from .reference import CODES, DYNAMIC_CODE, STATE2_BLOCKSIZE
 from .state import DTYPES, QuantState
 
@@ -26,23 +27,19 @@ def code_on(quant_type: str, device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 class FrozenNF4(torch.autograd.Function):
-    """y = x W^T + b, grad_x = grad_y W. Forward and backward each rebuild W from the codes."""
+    """y = x W^T, grad_x = grad_y W: both from the codes, of which W has 4 to 8 times the bytes."""
 
     @staticmethod
-    def forward(ctx, x, bias, packed, state):
-        ctx.save_for_backward(packed)       # codes, not W: W would take 4 to 8 times the bytes
+    def forward(ctx, x, packed, state):
+        ctx.save_for_backward(packed)
         ctx.state = state
-        return F.linear(x, dequantize_as(packed, state, x.dtype), bias)
+        return linear_nf4(packed, state, x)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_y):
         packed, = ctx.saved_tensors
-        grad_x = grad_bias = None
-        if ctx.needs_input_grad[0]:
-            grad_x = grad_y @ dequantize_as(packed, ctx.state, grad_y.dtype)
-        if ctx.needs_input_grad[1]:
-            grad_bias = grad_y.reshape(-1, grad_y.shape[-1]).sum(dim=0)
-        return grad_x, grad_bias, None, None
+        return linear_nf4_backward(packed, ctx.state, grad_y), None, None
 
 
 class NF4Linear(nn.Module):
@@ -148,17 +145,11 @@ class NF4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., in) -> (..., out) in x's dtype."""
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        if self.is_one_row(x):          # no gradient, so W is never built: 4-bit is faster here
-            y = gemv(self.packed, self.quant_state, x.flatten()).view(*x.shape[:-1], -1)
-            return y if bias is None else y + bias
-        return FrozenNF4.apply(x, bias, self.packed, self.quant_state)
-
-    def is_one_row(self, x: Tensor) -> bool:
-        """Whether gemv can do it: one row without gradients, and rows that are whole blocks."""
-        return (x.shape[-1:].numel() == x.numel() == self.in_features and x.dtype in DTYPES
-                and self.in_features % self.blocksize == 0
-                and not (torch.is_grad_enabled() and x.requires_grad))
+        if torch.is_grad_enabled() and x.requires_grad:
+            y = FrozenNF4.apply(x, self.packed, self.quant_state)
+        else:           # autograd's bookkeeping takes as long as the product of one small row
+            y = linear_nf4(self.packed, self.quant_state, x)
+        return y if self.bias is None else y + self.bias.to(x.dtype)
 
     def extra_repr(self) -> str:
         """As nn.Linear's, with what was quantized how."""

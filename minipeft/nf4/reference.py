@@ -149,8 +149,18 @@ def dequantize(packed: Tensor, state, out: Tensor) -> None:
     out.copy_(state.code[q.int()] * scale)
 
 
-def gemv(packed: Tensor, state, x: Tensor) -> Tensor:
-    """y = W x, (in,) -> (out,), in float32 by way of W, which the other backends never build."""
-    weight = torch.empty(state.shape, device=x.device)
+def linear(packed: Tensor, state, x: Tensor) -> Tensor:
+    """y = x W^T: (M, in) -> (M, out), by way of W in x's dtype."""
+    return x @ dequantize_as(packed, state, x.dtype).T
+
+
+def linear_backward(packed: Tensor, state, grad_y: Tensor) -> Tensor:
+    """grad_x = grad_y W: (M, out) -> (M, in), in the same way."""
+    return grad_y @ dequantize_as(packed, state, grad_y.dtype)
+
+
+def dequantize_as(packed: Tensor, state, dtype: torch.dtype) -> Tensor:
+    """W in any float dtype, rounded once from float32."""
+    weight = torch.empty(state.shape, dtype=dtype, device=packed.device)
     dequantize(packed, state, weight.view(-1))
-    return (weight @ x.float()).to(x.dtype)
+    return weight

@@ -98,13 +98,14 @@ def check_state2(state: QuantState, n_blocks: int) -> None:
 
 def check_piece(name: str, tensor, shape: tuple, dtype: torch.dtype, device: torch.device) -> None:
     """ValueError unless the tensor has this shape, dtype and device and is contiguous."""
+    if (isinstance(tensor, Tensor) and tensor.shape == shape and tensor.dtype == dtype
+            and tensor.device == device and tensor.is_contiguous()):
+        return
     wanted = f"QuantState.{name} must be contiguous, {dtype}, shape {tuple(shape)}, on {device}"
     if not isinstance(tensor, Tensor):
         raise ValueError(f"{wanted}; got {type(tensor).__name__}")
-    if (tuple(tensor.shape) != tuple(shape) or tensor.dtype != dtype or tensor.device != device
-            or not tensor.is_contiguous()):
-        raise ValueError(f"{wanted}; got {tensor.dtype}, shape {tuple(tensor.shape)}, on "
-                         f"{tensor.device}, contiguous: {tensor.is_contiguous()}")
+    raise ValueError(f"{wanted}; got {tensor.dtype}, shape {tuple(tensor.shape)}, on "
+                     f"{tensor.device}, contiguous: {tensor.is_contiguous()}")
 
 
 def dtype_name(dtype: torch.dtype) -> str:
