@@ -6,13 +6,17 @@ import functools
 import json
 from pathlib import Path
 
+import streamed_load
 import tool_calls
+import tool_calls_study
 from gpu import fits, kernels, latency, quality
 
 from minipeft.cli.capacity import report as capacity_report
 from minipeft.cli.compare import graded_report, report
 from minipeft.files import write_text
 from minipeft.lab import bench_nf4, bench_step, capacity, graded, plot, summary
+from minipeft.lab import tool_calls as lab_tool_calls
+from minipeft.lab.tool_calls_plot import PICTURES
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -59,6 +63,9 @@ def page() -> str:
                          plot.PICTURES)
     study = graded_report(graded.read(RESULTS / "languages")).strip()
     held = capacity_report(capacity.read(RESULTS / "capacity")).strip()
+    drawn = "\n".join(f"![{name}](results/tool_calls/{name}.png)" for name in PICTURES
+                      if (RESULTS / "tool_calls" / f"{name}.png").exists())
+    protocol = tool_calls_study.texts(lab_tool_calls.read(RESULTS / "tool_calls")).strip()
     parity = (FOLDER / "parity.md").read_text(encoding="utf-8").strip()
     return f"""# Results
 
@@ -127,6 +134,28 @@ SmolLM2-135M, requests to JSON tool calls (`data/tool_calls/`):
 LoRA's answers by tool, right of asked, over its seeds:
 
 {tool_calls.tools_markdown(tools, "lora")}
+
+### Under one protocol
+
+The same task by one rule for all methods, with validation requests whose phrasings and values occur
+nowhere else, and 180 steps: `python benchmarks/tool_calls_study.py`, a line a run in `runs.jsonl`.
+Runs are added as they finish; what is missing below has not been run yet.
+
+```
+{protocol}
+```
+
+{drawn}
+
+## Loading in 4 bits, a tensor at a time
+
+`python benchmarks/streamed_load.py`
+
+```
+{streamed_load.table(stored("streamed_load/streamed_load.json"))}
+```
+
+![memory of the process while a model is loaded](results/streamed_load/streamed_load.png)
 
 ## At full size: claimed, predicted, measured
 
