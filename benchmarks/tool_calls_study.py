@@ -49,7 +49,7 @@ from minipeft.lab.rates import record
 from minipeft.lab.study import Progress, Runs, in_processes
 from minipeft.lab.tool_calls import (KINDS, LINES, RESULT, SWEEP_SEEDS, VERSION, Job,
                                      arc_table, chosen, differences, differences_table, other_table,
-                                     rates, read, report_table, sweep_table)
+                                     rates, read, report, report_table, sweep_table)
 from minipeft.lab.tool_calls_plot import PICTURES
 from minipeft.llm.chat import END, Example, batch_plan, collate, encode_example, read_jsonl
 from minipeft.llm.finetune import validate
@@ -145,15 +145,18 @@ def write_outcome(found: list[dict], out: Path) -> None:
 
 
 def texts(found: list[dict]) -> str:
-    methods = [method for method in RECIPES if chosen(found, method)]
+    """Every table that has a row."""
+    tables = {
+        "Rates, on the validation set (docstrings: nats per token over the model before)":
+            sweep_table(found),
+        f"The test (errors: what is wrong first, of {', '.join(KINDS)}, all seeds together)":
+            report_table(found),
+        "Paired differences": differences_table(found),
+        "Under other conditions": other_table(found)}
+    arcs = [arc_table(found, method) for method in RECIPES if report(found, method)]
     return "\n\n".join([
-        "Rates, on the validation set (docstrings: nats per token over the model before)",
-        sweep_table(found),
-        f"The test (errors: what is wrong first, of {', '.join(KINDS)}, all seeds together)",
-        report_table(found), "Paired differences", differences_table(found),
-        "Under other conditions", other_table(found),
-        "What is right first, in % of the validation requests",
-        *(arc_table(found, method) for method in methods)])
+        *(f"{title}\n\n{table}" for title, table in tables.items() if table.count("\n") > 1),
+        *(["What is right first, in % of the validation requests", *arcs] if arcs else [])])
 
 
 # A run

@@ -12,6 +12,7 @@ from PIL import Image
 
 pytest.importorskip("tokenizers", reason="tokenizers is the optional extra minipeft[llm]")
 from minipeft.cli import finetune
+from minipeft.lab import tool_calls
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -97,3 +98,14 @@ def test_the_transcript_of_the_language_model_is_that_of_the_stored_run(maker, c
     printed = capsys.readouterr().out.splitlines()
     for line in (*printed[:5], printed[-1]):        # the report, and the score's last line
         assert f"\n{line}\n" in README, line
+
+
+def test_the_study_of_smollm2_has_chosen_the_rates_that_the_readme_says():
+    found = tool_calls.read(ROOT / "benchmarks" / "results" / "tool_calls")
+    assert "LoRA, QLoRA and Houlsby all\ntake the same rate" in README
+    assert len({tool_calls.chosen(found, method) for method in ("lora", "qlora", "houlsby")}) == 1
+    stored = json.loads((ROOT / "benchmarks/results/tool_calls/comparison.json").read_text())
+    rates = {run["method"]: run["lr"] for run in stored["runs"] if run["seed"] == 1}
+    assert rates["lora"] != rates["qlora"]
+    budget = {run["steps"] for run in found if run["split"] == "sweep"}
+    assert budget == {3 * stored["steps"]}
