@@ -193,11 +193,12 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def quick(monkeypatch):
-    """Sphinx is not asked: a page is enough."""
+    """Sphinx and plotly are not asked: a page is enough."""
     made = iter(range(100))
     monkeypatch.setattr(sites, "lay_out", lambda sources, notebooks: None)
     monkeypatch.setattr(sites, "make_pages", lambda sources, out, scratch: (
         (out / "index.html").write_text(f"number {next(made)}"), [])[1])
+    monkeypatch.setattr(sites.explore, "write", lambda path: None)
 
 
 def test_a_folder_that_is_not_ours_is_refused_and_left_as_it_is(quick, tmp_path, capsys):
