@@ -191,6 +191,21 @@ def test_what_is_no_model_is_one_line_and_leaves_no_run(case, here, capsys):
     assert not Path("run").exists()
 
 
+def test_an_example_for_which_the_model_has_no_position_is_refused_before_the_first_step(
+        here, capsys):
+    tiny_folder.write(here / "a")
+    room = load("a")[0].config.max_position_embeddings
+    with open("mine.jsonl", "a", encoding="utf-8") as file:
+        file.write(json.dumps({"prompt": "say " + room * "z", "completion": "it"}) + "\n")
+    line = f"finetune --data mine.jsonl --steps 2 --batch-size 2 --max-length {9 * room} --model a"
+    for method, left in (("lora", room), ("prefix", room - 20)):
+        said = one_line(capsys, 1, f"{line} --method {method} --out run")
+        assert f"{left} positions" in said and f"--max-length {left} leaves" in said
+        assert not Path("run").exists()
+    assert run(f"{line.replace(str(9 * room), str(room))} --method lora --out run") == 0
+    assert "1 left out" in capsys.readouterr().out
+
+
 def test_a_text_with_a_control_token_of_this_model_is_refused_and_others_are_texts(here, capsys):
     tiny_folder.write(here / "a")
     line = {"prompt": "a <|end|> b", "completion": "c"}

@@ -28,6 +28,7 @@ JUDGED = ("index.html", "search.html", "explore.html", "notebooks/README.html",
           "benchmarks/RESULTS.html", "api/index.html", "api/lora.html",
           "_modules/minipeft/lora.html", "own_model.html")
 DRAWN = "() => !window.MathJax || MathJax.startup?.promise?.then(() => true)"
+STILL = "() => document.getAnimations().every(one => one.playState !== 'running')"
 LOOK = """() => {
     const found = [];
     for (const image of document.images)
@@ -96,10 +97,11 @@ class Tab:
             self.note(fault)
 
     def judge(self, address: str) -> None:
-        """By axe, with all that is folded open."""
+        """By axe, with all that is folded open, and has ended to fade in."""
         self.page.goto(address)
         self.page.wait_for_function(DRAWN)
         self.page.evaluate("document.querySelectorAll('details').forEach(d => d.open = true)")
+        self.page.wait_for_function(STILL)
         for rule in axe.Axe().run(self.page, options=RULES).response["violations"]:
             for node in rule["nodes"]:
                 self.note(f"{rule['id']}: {node['html'][:200]} {node['failureSummary'][:200]}")

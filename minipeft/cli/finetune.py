@@ -12,6 +12,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from ..files import short, write_json
+from ..gpt import GPT
 from ..llm import base, chat
 from ..llm.finetune import Run, RunRecipe, Schedule, faster_dtype, finetune, report
 from ..llm.run_files import CURVES, REPORT, RUN, claimed, draw_curves, read_settings
@@ -132,6 +133,18 @@ def read_data(settings: dict, tokenizer: FolderTokenizer) -> tuple[list, list, i
     return *chat.split(training, N_VALIDATION, seed), left_out
 
 
+def check_fit(model: GPT, recipe: RunRecipe, examples: list) -> None:
+    """ValueError, before the first step, unless the model has a position for every token."""
+    config = RECIPES[recipe.method].config
+    virtual = 0 if config is None else getattr(config(recipe.size), "num_virtual_tokens", 0)
+    room = model.config.max_position_embeddings - virtual
+    longest = max((len(ids) for ids, _ in examples), default=0)
+    if longest > room:
+        raise ValueError(f"the model has {room} positions for an example ({virtual} more are taken "
+                         f"by virtual tokens), and the longest has {longest} tokens; --max-length "
+                         f"{room} leaves such examples out")
+
+
 def check_same_model(settings: dict, args) -> None:
     """Note the model's fingerprint, or on --resume compare it."""
     if args.resume:
@@ -186,6 +199,7 @@ def prepare(args, settings: dict, device: torch.device) -> tuple[Run, list, list
     check_same_model(settings, args)
     training, validation, left_out = read_data(settings, tokenizer)
     check_same_data(settings)
+    check_fit(model, recipe, training + validation)
     model.to(device)
     run = Run(recipe.adapt(model), recipe, Schedule(**settings["schedule"]), args.out)
     settings["data"]["left_out"] = left_out
