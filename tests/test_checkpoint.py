@@ -152,7 +152,7 @@ def larger_tokenizer(folder) -> None:
 UP_F32 = torch.zeros(96, 64)
 # case: (number of shards, what is done to the folder, the message)
 BAD = {
-    "no folder": (1, lambda f: rename(f, ".", "../gone"), "no model .* it must be smollm2, a folder"),
+    "no folder": (1, lambda f: rename(f, ".", "../gone"), "no model .* it must be smollm2, a f"),
     "no config": (1, lambda f: rename(f, "config.json", "c"), "holds no config.json"),
     "no weights": (1, lambda f: rename(f, WEIGHTS, "pytorch_model.bin"), "holds no model.safetens"),
     "shards, no index": (2, lambda f: rename(f, INDEX, "i"), f"holds no {INDEX}"),
