@@ -109,3 +109,9 @@ def test_the_study_of_smollm2_has_chosen_the_rates_that_the_readme_says():
     assert rates["lora"] != rates["qlora"]
     budget = {run["steps"] for run in found if run["split"] == "sweep"}
     assert budget == {3 * stored["steps"]}
+
+
+def test_who_cites_names_the_version_that_is_installed():
+    version = re.search(r'(?m)^version = "(.*)"', (ROOT / "pyproject.toml").read_text())[1]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
