@@ -134,12 +134,13 @@ def read_data(settings: dict, tokenizer: FolderTokenizer) -> tuple[list, list, i
 
 
 def check_fit(model: GPT, recipe: RunRecipe, examples: list) -> None:
-    """ValueError, before the first step, unless the model has a position for every token."""
+    """ValueError, before the first step, unless the model has a position for every token. (Of more
+    virtual tokens than positions the adapter itself complains.)"""
     config = RECIPES[recipe.method].config
     virtual = 0 if config is None else getattr(config(recipe.size), "num_virtual_tokens", 0)
     room = model.config.max_position_embeddings - virtual
     longest = max((len(ids) for ids, _ in examples), default=0)
-    if longest > room:
+    if 0 < room < longest:
         raise ValueError(f"the model has {room} positions for an example ({virtual} more are taken "
                          f"by virtual tokens), and the longest has {longest} tokens; --max-length "
                          f"{room} leaves such examples out")
