@@ -105,17 +105,19 @@ class GPTConfig:
     rope_theta: float = 10000.0
     rms_norm_eps: float = 1e-6
     tie_word_embeddings: bool = False        # lm_head.weight is embed_tokens.weight
-    head_size: int | None = None             # D, HuggingFace's head_dim; None: C / H
+    head_dim: int | None = None              # D; None becomes C / H, which `replace` then keeps
     biases: tuple[str, ...] = ()             # those of PROJECTIONS that add one; Qwen2: q, k and v
     qk_norm: bool = False                    # Qwen3: each head's query and key through an RMSNorm
     rope_scaling: RopeScaling | None = None
 
     def __post_init__(self):
         check_numbers(self)
-        if self.head_size is None and self.hidden_size % (2 * self.num_attention_heads):
+        if self.head_dim is None and self.hidden_size % (2 * self.num_attention_heads):
             raise ValueError(f"hidden_size must be an even multiple of num_attention_heads "
                              f"{self.num_attention_heads} (rotary positions turn pairs), "
                              f"got {self.hidden_size}")
+        if self.head_dim is None:           # a number from here on, as in HuggingFace's configs
+            object.__setattr__(self, "head_dim", self.hidden_size // self.num_attention_heads)
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even (rotary positions turn pairs), got "
                              f"{self.head_dim}")
@@ -131,11 +133,6 @@ class GPTConfig:
         return (self.num_attention_heads if self.num_key_value_heads is None
                 else self.num_key_value_heads)
 
-    @property
-    def head_dim(self) -> int:
-        return (self.hidden_size // self.num_attention_heads if self.head_size is None
-                else self.head_size)
-
     @classmethod
     def preset(cls, name: str) -> "GPTConfig":
         """The sizes of a known model; ValueError lists the known names."""
@@ -150,7 +147,6 @@ def check_numbers(config: GPTConfig | RopeScaling) -> None:
         value = getattr(config, name)
         if kind is int or (kind == int | None and value is not None):
             if type(value) is not int or not 1 <= value <= LARGEST_SIZE:
-                name = "head_dim" if name == "head_size" else name         # as files call it
                 raise ValueError(f"{name} must be a whole number, 1 to {LARGEST_SIZE}, got "
                                  f"{value!r:.80}")
         elif kind is float and (type(value) not in (int, float) or not 0 < value < math.inf):

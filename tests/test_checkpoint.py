@@ -298,10 +298,10 @@ def test_a_config_is_written_as_it_is_read(tmp_path):
     base = dict(tiny_folder.SIZES)
     scaled = (None, RopeScaling("linear", 3.0), RopeScaling("llama3", 8.0, 1.0, 4.0, 64))
     for scaling in scaled:
-        for more, kind in ((dict(), "llama"), (dict(head_size=32), "llama"),
+        for more, kind in ((dict(), "llama"), (dict(head_dim=32), "llama"),
                            (dict(biases=("q_proj", "k_proj", "v_proj", "o_proj")), "llama"),
                            (dict(biases=("q_proj", "k_proj", "v_proj")), "qwen2"),
-                           (dict(qk_norm=True, head_size=8), "qwen3")):
+                           (dict(qk_norm=True, head_dim=8), "qwen3")):
             config = GPTConfig(**base, **more, rope_scaling=scaling, tie_word_embeddings=True)
             entries = hf_config.entries_of(config)
             assert entries["model_type"] == kind

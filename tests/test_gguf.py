@@ -125,7 +125,7 @@ def renamed(kind: str, **changes) -> dict:
 
 @pytest.mark.parametrize("kind, fields, changes", [
     ("qwen2", dict(biases=("q_proj", "k_proj", "v_proj")), {}),
-    ("qwen3", dict(qk_norm=True, head_size=16), {"llama.attention.key_length": 16,
+    ("qwen3", dict(qk_norm=True, head_dim=16), {"llama.attention.key_length": 16,
                                                  "llama.attention.value_length": 16,
                                                  "llama.rope.dimension_count": 16})])
 def test_logits_of_qwen_are_those_of_transformers_qwen(kind, fields, changes, tmp_path):

@@ -33,7 +33,7 @@ FAMILY = {
                           tie_word_embeddings=True), 1_235_814_400),
     "Mistral Nemo": (dict(vocab_size=131072, hidden_size=5120, intermediate_size=14336,
                           num_hidden_layers=40, num_attention_heads=32, num_key_value_heads=8,
-                          head_size=128), 12_247_782_400),
+                          head_dim=128), 12_247_782_400),
     "Qwen2.5 0.5B": (dict(vocab_size=151936, hidden_size=896, intermediate_size=4864,
                           num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2,
                           tie_word_embeddings=True, biases=QKV), 494_032_768),
@@ -42,7 +42,7 @@ FAMILY = {
                         biases=QKV), 7_615_616_512),
     "Qwen3 0.6B": (dict(vocab_size=151936, hidden_size=1024, intermediate_size=3072,
                         num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8,
-                        head_size=128, qk_norm=True, tie_word_embeddings=True), 596_049_920),
+                        head_dim=128, qk_norm=True, tie_word_embeddings=True), 596_049_920),
 }
 
 
@@ -69,19 +69,19 @@ def test_an_unknown_preset_lists_the_known_ones():
     ({"num_attention_heads": 5}, "even multiple of num_attention_heads 5"),
     ({"hidden_size": 36, "num_attention_heads": 4}, "rotary positions turn pairs"),
     ({"num_key_value_heads": 3}, "num_key_value_heads must divide"),
-    ({"head_size": 7}, "head_dim must be even"), ({"head_size": 0}, "head_dim must be a whole num"),
+    ({"head_dim": 7}, "head_dim must be even"), ({"head_dim": 0}, "head_dim must be a whole num"),
     ({"biases": ("q",)}, "biases must be a tuple of names among q_proj, k_proj, v_proj, o_proj"),
     ({"biases": ["q_proj"]}, "biases must be a tuple"), ({"qk_norm": 1}, "qk_norm must be True or"),
 ])
 def test_sizes_that_do_not_fit_are_refused(change, message):
     with pytest.raises(ValueError, match=message):
-        GPTConfig(**{**vars(SMALL), **change})
+        GPTConfig(**{**vars(SMALL), "head_dim": None, **change})
 
 
 def test_a_head_of_its_own_size_biases_and_norms_are_the_formula_by_loops():
     """Three positions, one head of four on a width of two: everything a sum of products."""
     torch.manual_seed(0)
-    config = GPTConfig(7, 2, 3, 1, 1, head_size=4, biases=(*QKV, "o_proj"), qk_norm=True)
+    config = GPTConfig(7, 2, 3, 1, 1, head_dim=4, biases=(*QKV, "o_proj"), qk_norm=True)
     attention = GPT(config).model.layers[0].self_attn.double()
     with torch.no_grad():
         for parameter in attention.parameters():

@@ -17,7 +17,8 @@ from minipeft.lab.memory import Run, advice, plan
 from minipeft.measure import nbytes, training_bytes
 from minipeft.recipes import RECIPES, adapt
 
-WIDE = replace(SMALL, hidden_size=64, intermediate_size=192, vocab_size=59)   # grouped-query heads
+WIDE = replace(SMALL, hidden_size=64, head_dim=None, intermediate_size=192,
+               vocab_size=59)                                                 # grouped-query heads
 
 
 def real_model(run: Run):
@@ -36,7 +37,7 @@ def saved_for_backward(model, ids) -> int:
 @pytest.mark.parametrize("config", [
     WIDE, replace(WIDE, num_key_value_heads=4), replace(WIDE, tie_word_embeddings=True),
     replace(WIDE, biases=("q_proj", "k_proj", "v_proj"), rope_scaling=RopeScaling("linear", 2.0)),
-    replace(WIDE, qk_norm=True, head_size=2 * WIDE.head_dim),
+    replace(WIDE, qk_norm=True, head_dim=2 * WIDE.head_dim),
     *(replace(WIDE, vocab_size=V) for V in (64, 192, 32, 16, 11, 20))],
     ids=["grouped", "all heads", "tied", "Qwen2's", "Qwen3's", "V = C",
          "V = inner width", "V = keys' width", "V = D", "V = T", "V = B (T - 1)"])

@@ -99,7 +99,7 @@ def write(folder: Path, entries: dict = LLAMA, tokenizer: Tokenizer | None = Non
     biases = {"qwen2": ("q_proj", "k_proj", "v_proj")}.get(entries["model_type"], ())
     sizes = {name: entries[name] for name in (*SIZES, "tie_word_embeddings", "rms_norm_eps",
                                               "rope_theta")}
-    model = GPT(GPTConfig(**sizes, head_size=entries.get("head_dim"), biases=biases,
+    model = GPT(GPTConfig(**sizes, head_dim=entries.get("head_dim"), biases=biases,
                           qk_norm=entries["model_type"] == "qwen3"))
     tensors = {name: (t + 0.1 * torch.randn_like(t)).to(dtype)
                for name, t in model.state_dict().items()

@@ -49,7 +49,7 @@ SIZES = {"hidden_size": "embedding_length", "intermediate_size": "feed_forward_l
 OTHERS = {"vocab_size": ("vocab_size", int), "rope_theta": ("rope.freq_base", float),
           "num_key_value_heads": ("attention.head_count_kv", int),
           "rms_norm_eps": ("attention.layer_norm_rms_epsilon", float),
-          "head_size": ("attention.key_length", int)}
+          "head_dim": ("attention.key_length", int)}
 ROPE = "rope.scaling.type", "rope.scaling.factor"
 
 # How a text is cut into words before pairs are merged, by llama.cpp's name of it

@@ -1,5 +1,5 @@
 """A config.json of HuggingFace as GPT's config, or a refusal that names the field; and back."""
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..adapter import check_count
@@ -65,10 +65,8 @@ def read(path: Path) -> Model:
     biases = PROJECTIONS if entries.get("attention_bias") else QKV if kind == "qwen2" else ()
     try:
         config = GPTConfig(**{name: entries[name] for name in SAME if name in entries},
-                           **rope(entries), head_size=entries.get("head_dim"), biases=biases,
+                           **rope(entries), head_dim=entries.get("head_dim"), biases=biases,
                            qk_norm=kind == "qwen3")
-        if config.num_attention_heads * config.head_dim == config.hidden_size:
-            config = replace(config, head_size=None)        # as if the file had left it out
         window = entries.get("sliding_window")
         if window is not None:
             check_count("sliding_window", window)

@@ -28,6 +28,7 @@ from numba.extending import intrinsic, overload
 from torch import Tensor
 
 from .reference import LARGEST_INVERSE, SMALLEST_BITS, midpoints, to_blocks
+from .state import restored_as
 
 BITS = {torch.float32: torch.int32, torch.bfloat16: torch.uint16, torch.float16: torch.int16}
 HALF_VALUES = np.arange(2**16, dtype=np.uint16).view(np.float16).astype(np.float32)
@@ -156,7 +157,7 @@ def tiles(packed: Tensor, state, dtype: torch.dtype, axis: int) -> Iterator[tupl
     tile, and so is any W whose rows are not whole blocks.
     """
     shape, blocksize = list(state.shape), state.blocksize
-    written = dtype if dtype in BITS else torch.float32
+    written = restored_as(dtype)
     if shape[1] % blocksize or prod(shape) <= TILE:
         whole = torch.empty(shape, dtype=written)
         dequantize(packed, state, whole.view(-1))

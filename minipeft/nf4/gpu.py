@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .reference import LARGEST_INVERSE, SMALLEST_BITS, STATE2_BLOCKSIZE, midpoints
-from .state import DTYPES
+from .state import DTYPES, restored_as
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"     # triton reads it when it is imported
 TILE = 2048
@@ -59,9 +59,8 @@ def linear_backward(packed: Tensor, state, grad_y: Tensor) -> Tensor:
 
 
 def dequantize_as(packed: Tensor, state, dtype: torch.dtype) -> Tensor:
-    """W in any float dtype: what is not a dtype of weights is rounded from float32."""
-    written = dtype if dtype in DTYPES else torch.float32
-    weight = torch.empty(state.shape, dtype=written, device=packed.device)
+    """W in any float dtype."""
+    weight = torch.empty(state.shape, dtype=restored_as(dtype), device=packed.device)
     dequantize(packed, state, weight.view(-1))
     return weight.to(dtype)
 

@@ -12,12 +12,7 @@ from ..files import parse_json
 from .dispatch import (check_blocksize, check_weight, dequantize_nf4, linear_nf4,
                        linear_nf4_backward, quantize_nf4)
 from .reference import CODES, DYNAMIC_CODE, STATE2_BLOCKSIZE
-from .state import DTYPES, QuantState
-
-
-def dequantize_as(packed: Tensor, state: QuantState, dtype: torch.dtype) -> Tensor:
-    """W in any float dtype: what is not a dtype of weights is rounded from float32."""
-    return dequantize_nf4(packed, state, dtype if dtype in DTYPES else torch.float32).to(dtype)
+from .state import QuantState, restored_as
 
 
 @functools.cache
@@ -135,8 +130,8 @@ class NF4Linear(nn.Module):
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """W (out, in) as the model computes with it; dtype None: that of the original weight."""
-        return dequantize_as(self.packed, self.quant_state,
-                             self.weight_dtype if dtype is None else dtype)
+        dtype = self.weight_dtype if dtype is None else dtype
+        return dequantize_nf4(self.packed, self.quant_state, restored_as(dtype)).to(dtype)
 
     @property
     def weight(self) -> Tensor:

@@ -10,10 +10,15 @@ from ..files import parse_json, short
 from .reference import STATE2_BLOCKSIZE
 
 BLOCKSIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)       # that codes are restored to
 PACKED_KEY = "quant_state.bitsandbytes__nf4"
 KINDS = {"absmax": (Tensor,), "quant_map": (Tensor,), "blocksize": (int,), "dtype": (str,),
          "quant_type": (str,), "shape": (list, tuple), "offset": (float, int)}    # of as_dict
+
+
+def restored_as(dtype: torch.dtype) -> torch.dtype:
+    """What codes are restored to on the way to any float dtype: itself, or float32."""
+    return dtype if dtype in DTYPES else torch.float32
 
 
 @dataclass(frozen=True, eq=False)
