@@ -17,9 +17,9 @@ method while that stands at an end):
     seeds of FFT                              42
     rates of Prompt, Prefix                   44 (15)
     seeds of Prompt, Prefix                   29
-    twice the steps                           72         seed 0: whether the curves are flat
-    fewer examples                            99         16 to 1,000, seed 0: FFT, LoRA, Prompt
     with ordinary conversations               42         5 % of the examples, seed 0
+    fewer examples                            99         16 to 1,000, seed 0: FFT, LoRA, Prompt
+    twice the steps                           72         seed 0: whether the curves are flat
     seconds of a step, in equal dtypes         5         written to OUT/step_costs.json
     together                                 566
 """
@@ -109,9 +109,9 @@ def phases(plan: Plan, found: Callable[[], list[dict]]) -> Iterator[tuple[str, l
             yield f"rates of {names}", [plan.job(method, lr, seed, split="sweep") for lr in tried
                                         for method in family for seed in SWEEP_SEEDS]
         yield f"seeds of {names}", at_chosen(family, plan.seeds)
-    yield "twice the steps", at_chosen(plan.methods, steps=2 * plan.steps)
-    yield "fewer examples", [job for n in plan.sizes for job in at_chosen(plan.sized, examples=n)]
     yield "with ordinary conversations", at_chosen(plan.methods, ordinary=ORDINARY)
+    yield "fewer examples", [job for n in plan.sizes for job in at_chosen(plan.sized, examples=n)]
+    yield "twice the steps", at_chosen(plan.methods, steps=2 * plan.steps)
 
 
 def study(out: Path, plan: Plan, workers: int, progress: Progress) -> None:

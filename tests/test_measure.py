@@ -69,7 +69,7 @@ def test_counting_changes_no_weight(model, ids):
 
 
 def test_a_four_bit_layer_counts_its_weights_and_weighs_its_codes():
-    sizes = {**vars(SMALL), "hidden_size": 64, "intermediate_size": 128}
+    sizes = {**vars(SMALL), "hidden_size": 64, "head_dim": None, "intermediate_size": 128}
     base = GPT(GPTConfig(**sizes))
     linears = 2 * (64 * 64 * 2 + 64 * 32 * 2 + 3 * 64 * 128)
     others = 2 * 61 * 64 + 5 * 64
