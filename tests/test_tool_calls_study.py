@@ -286,8 +286,8 @@ def test_the_study_does_what_is_missing_and_ends_with_every_phase(tmp_path, monk
         assert len((tmp_path / lines.LINES).read_text().splitlines()) == 2 + 16 + 2 + 2 + 2 + 2 + 2
     assert names[:7] == [("before training", 2), ("rates of LoRA, QLoRA", 12),
                          ("rates of LoRA, QLoRA", 16), ("seeds of LoRA, QLoRA", 4),
-                         ("twice the steps", 2), ("fewer examples", 2),
-                         ("with ordinary conversations", 2)]
+                         ("with ordinary conversations", 2), ("fewer examples", 2),
+                         ("twice the steps", 2)]
     runs = lines.read(tmp_path)
     assert {r["seed"] for r in runs if r["split"] == "sweep"}.isdisjoint(plan.seeds)
     assert {(r["method"], r["lr"]) for r in runs if r["split"] == "report" and r["steps"]} == {
