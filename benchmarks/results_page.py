@@ -17,6 +17,8 @@ from minipeft.files import write_text
 from minipeft.lab import bench_nf4, bench_step, capacity, graded, plot, summary
 from minipeft.lab import tool_calls as lab_tool_calls
 from minipeft.lab.tool_calls_plot import PICTURES
+from minipeft.llm.chat import read_jsonl
+from minipeft.recipes import RECIPES
 
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
@@ -58,14 +60,14 @@ def gpu_tables() -> str:
 
 def page() -> str:
     compare, nf4 = stored("compare/compare.json"), stored("nf4_cpu.json")
-    tools = stored("tool_calls/comparison.json")
     pictures = "\n".join(f"![{name}](results/compare/{name}.png)" for name in
                          plot.PICTURES)
     study = graded_report(graded.read(RESULTS / "languages")).strip()
     held = capacity_report(capacity.read(RESULTS / "capacity")).strip()
     drawn = "\n".join(f"![{name}](results/tool_calls/{name}.png)" for name in PICTURES
                       if (RESULTS / "tool_calls" / f"{name}.png").exists())
-    protocol = tool_calls_study.texts(lab_tool_calls.read(RESULTS / "tool_calls")).strip()
+    calls = lab_tool_calls.read(RESULTS / "tool_calls")
+    costs = lab_tool_calls.read_costs(RESULTS / "tool_calls")
     parity = (FOLDER / "parity.md").read_text(encoding="utf-8").strip()
     return f"""# Results
 
@@ -122,30 +124,41 @@ Written by `python benchmarks/results_page.py` from the files in `benchmarks/res
 
 ## Every method on a real language model
 
-SmolLM2-135M, requests to JSON tool calls (`data/tool_calls/`):
-`python benchmarks/tool_calls.py compare --out benchmarks/results/tool_calls` ({machine(tools)}).
+SmolLM2-135M, requests to JSON tool calls (`data/tool_calls/`), every method by one rule: rates are
+chosen on validation requests whose phrasings and values occur nowhere else, by seeds that report
+nothing; what is reported is the test after the last step. `python benchmarks/tool_calls_study.py`,
+a line a run in `runs.jsonl`. Runs are added as they finish; what is missing below has not been run.
 
 ```
-{tool_calls.table(tools)}
-```
-
-![exact match and forgetting on SmolLM2](results/tool_calls/comparison.png)
-
-LoRA's answers by tool, right of asked, over its seeds:
-
-{tool_calls.tools_markdown(tools, "lora")}
-
-### Under one protocol
-
-The same task by one rule for all methods, with validation requests whose phrasings and values occur
-nowhere else, and 180 steps: `python benchmarks/tool_calls_study.py`, a line a run in `runs.jsonl`.
-Runs are added as they finish; what is missing below has not been run yet.
-
-```
-{protocol}
+{tool_calls_study.texts(calls)}
 ```
 
 {drawn}
+
+LoRA's answers by tool, right of asked, over its seeds:
+
+{tools_markdown(calls, "lora")}
+
+What ten ordinary questions get, seed 0 of each method (mixed: {tool_calls_study.ORDINARY} ordinary
+conversations were among the examples):
+
+```
+{answers_text(calls)}
+```
+
+Bytes and seconds of a step on the same 8 examples, all methods in turn, one thread, in equal dtypes
+of the frozen weights (full fine-tuning has none: float32; {machine(costs)}); MB are weights,
+gradients and moments, without activations:
+
+```
+{lab_tool_calls.costs_table(costs)}
+```
+
+The base model, told the tools and shown examples, `python benchmarks/tool_calls.py base`:
+
+```
+{tool_calls.base_lines(stored("tool_calls/base.json"))}
+```
 
 ## Loading in 4 bits, a tensor at a time
 
@@ -174,6 +187,43 @@ A cap binds torch's allocator; CUDA's own context comes on top, and is stored be
 """
 
 
+def tools_markdown(found: list[dict], method: str) -> str:
+    """Right answers of those asked by tool, summed over the seeds, with a mistake of each."""
+    asked = read_jsonl(tool_calls.DATA / "test.jsonl")
+    tools = [json.loads(messages[1]["content"])["tool"] for messages in asked]
+    runs = lab_tool_calls.report(found, method)
+    lines = ["| tool | right | a wrong answer |", "|---|---|---|"]
+    for tool in dict.fromkeys(tools):
+        right = [run["test"][i] for run in runs for i, of in enumerate(tools) if of == tool]
+        wrong = next((error for run in runs for error in run["errors"]
+                      if tools[error["request"]] == tool), None)
+        example = ("" if wrong is None else
+                   f'"{asked[wrong["request"]][0]["content"]}" → `{wrong["got"]}`')
+        lines.append(f"| {tool} | {sum(right)} of {len(right)} | {example} |")
+    return "\n".join(lines)
+
+
+def answers_text(found: list[dict]) -> str:
+    """A block a question: before training, after it, and with ordinary conversations mixed in."""
+    answered = {}
+    for name, other in (("before", dict(steps=0)), ("", {}),
+                        ("mixed", dict(ordinary=tool_calls_study.ORDINARY))):
+        for method, recipe in RECIPES.items():
+            runs = lab_tool_calls.report(found, method, **other)
+            if runs and runs[0]["answers"] is not None:
+                answered[f"{recipe.label}, {name}".strip(", ")] = runs[0]["answers"]
+    lines = []
+    for number, messages in enumerate(read_jsonl(tool_calls.DATA / "questions.jsonl")):
+        lines += ["", messages[0]["content"]]
+        lines += [f"  {name:<16}{one_line(said[number])}" for name, said in answered.items()]
+    return "\n".join(lines[1:])
+
+
+def one_line(text: str, most: int = 78) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= most else line[:most] + " …"
+
+
 def step_markdown(results: dict) -> str:
     """What a training step takes of HF PEFT's time and memory, a row a case."""
     lines = ["| a training step | time, of HF PEFT's (quartiles) | peak memory, of HF PEFT's |",
@@ -185,11 +235,19 @@ def step_markdown(results: dict) -> str:
     return "\n".join(lines)
 
 
+def tools_block() -> str:
+    """README's table of SmolLM2 on tool calls."""
+    found = lab_tool_calls.read(RESULTS / "tool_calls")
+    return f"""```
+{lab_tool_calls.report_table(found)}
+{tool_calls.base_lines(stored("tool_calls/base.json"))}
+```"""
+
+
 def readme(text: str) -> str:
     """README.md with the tables of what is stored, and the headlines at full size."""
     text = between(text, START, summary.markdown_table(stored("compare/compare.json")))
-    tools = tool_calls.table(stored("tool_calls/comparison.json"))
-    text = between(text, TOOLS_START, f"```\n{tools}\n```")
+    text = between(text, TOOLS_START, tools_block())
     text = between(text, STEP_START, step_markdown(stored("step.json")))
     return between(text, GPU_START, full_size(fits.HEADLINES))
 

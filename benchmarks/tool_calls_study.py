@@ -13,15 +13,15 @@ method while that stands at an end):
     before training                            9
     rates of LoRA, QLoRA, Houlsby             94 (31)    two seeds, which report nothing
     seeds of LoRA, QLoRA, Houlsby             57         0, 1, 2
-    rates of FFT                              73 (24)
-    seeds of FFT                              42
     rates of Prompt, Prefix                   44 (15)
     seeds of Prompt, Prefix                   29
+    rates of FFT                             120 (40)
+    seeds of FFT                              66
     with ordinary conversations               42         5 % of the examples, seed 0
     fewer examples                            99         16 to 1,000, seed 0: FFT, LoRA, Prompt
     twice the steps                           72         seed 0: whether the curves are flat
     seconds of a step, in equal dtypes         5         written to OUT/step_costs.json
-    together                                 566
+    together                                 637
 """
 import argparse
 import itertools
@@ -38,7 +38,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from tool_calls import DATA, answers, costs, docstrings
+from tool_calls import DATA, answers, docstrings
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -47,7 +47,7 @@ from minipeft.files import write_json
 from minipeft.lab.compare import machine
 from minipeft.lab.rates import record
 from minipeft.lab.study import Progress, Runs, in_processes
-from minipeft.lab.tool_calls import (KINDS, LINES, RESULT, SWEEP_SEEDS, VERSION, Job,
+from minipeft.lab.tool_calls import (COSTS, DTYPES, KINDS, LINES, RESULT, SWEEP_SEEDS, VERSION, Job,
                                      arc_table, chosen, differences, differences_table, other_table,
                                      rates, read, report, report_table, sweep_table)
 from minipeft.lab.tool_calls_plot import PICTURES
@@ -62,7 +62,7 @@ from minipeft.train import TrainConfig, adamw, train_step
 
 BATCH = 8                        # examples a step
 WATCHED = (10, 20, 40, 80, 120, 240)      # steps, and the last: a look is 100 requests
-COSTS, DIFFERENCES = "step_costs.json", "differences.json"
+DIFFERENCES = "differences.json"
 ORDINARY = 105                   # conversations: 5 % of what is trained on, with 2,000 examples
 
 
@@ -71,8 +71,8 @@ ORDINARY = 105                   # conversations: 5 % of what is trained on, wit
 
 @dataclass(frozen=True)
 class Plan:
-    families: tuple[tuple[str, ...], ...] = (("lora", "qlora", "houlsby"), ("full",),
-                                             ("prompt", "prefix"))      # swept at the same rates
+    families: tuple[tuple[str, ...], ...] = (("lora", "qlora", "houlsby"), ("prompt", "prefix"),
+                                             ("full",))                 # swept at the same rates
     steps: int = 180
     seeds: tuple[int, ...] = (0, 1, 2)
     sizes: tuple[int, ...] = (16, 64, 256, 1000)
@@ -129,13 +129,36 @@ def study(out: Path, plan: Plan, workers: int, progress: Progress) -> None:
 def write_costs(out: Path) -> None:
     """Measured alone, when no run is in progress; not again."""
     if not (out / COSTS).exists():
-        (measured,) = in_processes(all_costs, [("float32", "bfloat16")], 1, None)
+        (measured,) = in_processes(all_costs, [DTYPES], 1, None)
         write_json(out / COSTS, measured)
 
 
 def all_costs(dtypes: tuple[str, ...]) -> dict:
-    """Seconds of a step and bytes of every method, by dtype (full fine-tuning has one)."""
+    """`costs` of the frozen weights' dtypes."""
     return {"machine": machine(), **{dtype: costs(dtype) for dtype in dtypes}}
+
+
+def costs(dtype: str, rounds: int = 5) -> dict[str, dict]:
+    """By method: bytes of the weights and of what training adds to them (gradients and two moments;
+    activations come on top), and seconds of a step on the same examples, the methods in turn. Full
+    fine-tuning has no frozen weights: it is float32."""
+    tokenizer = load()[1]
+    batch = collate(encoded(read_jsonl(DATA / "train.jsonl")[:BATCH], tokenizer))
+    found, steps = {}, {}
+    for method, usual in RECIPES.items():
+        model = adapt(load()[0], method, usual.llm_size,
+                      getattr(torch, dtype) if usual.config else torch.float32).train()
+        trained = [p for p in model.parameters() if p.requires_grad]
+        found[method] = dict(weights=weight_bytes(model), training=3 * nbytes(trained), seconds=[])
+        config = TrainConfig(usual.llm_lr)
+        steps[method] = partial(train_step, model, [batch], adamw(trained, config), config,
+                                steps=1 + rounds, logits_of=shared_logits)
+    for number in range(1 + rounds):                                 # the first warms up
+        for method, step in steps.items():
+            start = time.perf_counter()
+            step(step=number)
+            found[method]["seconds"] += [time.perf_counter() - start] if number else []
+    return found
 
 
 def write_outcome(found: list[dict], out: Path) -> None:

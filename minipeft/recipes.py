@@ -24,7 +24,7 @@ class Recipe:
     size: int | None = None                      # r of LoRA, P virtual tokens, or bottleneck m
     grid: tuple[float, ...] = ()                 # learning rates that the tiny GPT's sweep tries
     llm_size: int | None = None                  # size and
-    llm_lr: float = 1e-3                         # learning rate on a language model, by default
+    llm_lr: float = 1e-3                         # rate on a language model: SmolLM2's sweep chose it
     four_bit: bool = False                       # the base in NF4 with double quantization
 
 
@@ -50,11 +50,11 @@ _WEIGHTS = (3.2e-4, 5.6e-4, 1e-3, 1.8e-3, 3.2e-3, 5.6e-3, 1e-2, 1.8e-2, 3.2e-2, 
 _VECTORS = (1e-2, 1.8e-2, 3.2e-2, 5.6e-2, 0.1, 0.18, 0.32, 0.56, 1.0, 1.8)      # of virtual tokens
 RECIPES = {
     "full": Recipe("FFT", None, None, _ALL, None, 5e-5),
-    "lora": Recipe("LoRA", lora, 8, _WEIGHTS, 8, 1e-3),
-    "qlora": Recipe("QLoRA", lora, 8, _WEIGHTS, 8, 1e-3, four_bit=True),
+    "lora": Recipe("LoRA", lora, 8, _WEIGHTS, 8, 3e-3),
+    "qlora": Recipe("QLoRA", lora, 8, _WEIGHTS, 8, 3e-3, four_bit=True),
     "prompt": Recipe("Prompt", prompt, 16, _VECTORS, 20, 5e-2),
     "prefix": Recipe("Prefix", prefix, 16, _VECTORS, 20, 5e-2),
-    "houlsby": Recipe("Houlsby", houlsby, 16, _WEIGHTS, 32, 1e-3),
+    "houlsby": Recipe("Houlsby", houlsby, 16, _WEIGHTS, 32, 3e-3),
 }
 
 

@@ -136,21 +136,26 @@ def test_more_seeds_and_sizes_are_those_of_the_study(data):
     assert sorted((r["arm"], r["seed"], r["score"]) for r in shown["runs"]) == sorted(wanted)
 
 
-@pytest.mark.skipif(not runs.COMPARISON.exists(), reason="it is not stored")
-def test_the_real_models_runs_are_those_of_its_comparison(data):
-    stored = json.loads(runs.COMPARISON.read_text(encoding="utf-8"))
-    shown = named(data["experiments"], f"SmolLM2-135M, tool calls, {stored['steps']} steps")
-    tested = [run for run in stored["runs"] if run["test"]]
-    assert len(shown["runs"]) == len(tested) > 0 and "prefill" not in shown["how"]
-    for run in tested:
+def test_the_real_models_runs_are_those_of_its_study(data):
+    stored = [run for run in lines("tool_calls/runs.jsonl")
+              if run["job"]["split"] == "report" and run["job"]["steps"] == 180
+              and (run["job"]["examples"], run["job"]["ordinary"]) == (2000, 0)]
+    shown = named(data["experiments"], "SmolLM2-135M, tool calls, 180 steps")
+    assert len(shown["runs"]) == len(stored) >= 9 and "prefill" not in shown["how"]
+    costs = json.loads((RESULTS / "tool_calls/step_costs.json").read_text())["float32"]
+    bases = {run["job"]["method"]: run["docstrings"] for run in lines("tool_calls/runs.jsonl")
+             if not run["job"]["steps"]}
+    for run in stored:
+        job = run["job"]
         (row,) = [row for row in shown["runs"]
-                  if (row["arm"], row["seed"]) == (LABELS[run["method"]], run["seed"])]
-        cost = stored["costs"][run["method"]]
-        assert (row["rate"], row["trained"]) == (run["lr"], run["trained"])
+                  if (row["arm"], row["seed"]) == (LABELS[job["method"]], job["seed"])]
+        cost = costs[job["method"]]
+        assert (row["rate"], row["trained"]) == (job["lr"], run["trainable"])
         assert row["memory"] == (cost["weights"] + cost["training"]) / 1024**2
         assert row["step"] == sorted(cost["seconds"])[len(cost["seconds"]) // 2]
-        assert close(row["score"], 100 - 100 * len(run["test"]["wrong"]) / run["test"]["n"])
-        assert row["forgetting"] == run["test"]["english"] - stored["base"]["english"]
+        assert close(row["score"], 100 - 100 * len(run["errors"]) / 200)
+        before = bases.get(job["method"], bases["lora"])
+        assert row["forgetting"] == run["docstrings"] - before
 
 
 def test_the_study_of_the_real_model_is_shown_as_soon_as_it_has_runs(monkeypatch, tmp_path):
@@ -168,6 +173,9 @@ def test_the_study_of_the_real_model_is_shown_as_soon_as_it_has_runs(monkeypatch
     (tmp_path / "tool_calls").mkdir()
     (tmp_path / "tool_calls" / "runs.jsonl").write_text(
         "".join(json.dumps(line) + "\n" for line in stored))
+    cost = dict(weights=2**20, training=2**21, seconds=[9.0, 1.5, 1.0])
+    (tmp_path / "tool_calls" / "step_costs.json").write_text(json.dumps(
+        {"machine": {}, **dict.fromkeys(("float32", "bfloat16"), dict.fromkeys(LABELS, cost))}))
     for module in (runs, rates):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
     (row,) = runs.study()["runs"]
@@ -181,7 +189,6 @@ def test_the_study_of_the_real_model_is_shown_as_soon_as_it_has_runs(monkeypatch
 def test_an_experiment_without_runs_is_absent(monkeypatch, tmp_path):
     for module in (runs, rates):
         monkeypatch.setattr(module, "RESULTS", tmp_path)
-    monkeypatch.setattr(runs, "COMPARISON", tmp_path / "comparison.json")
     names = [each["name"] for each in (*runs.experiments(), *rates.sweeps())]
     assert names and not any("SmolLM2" in name or "8 languages" in name for name in names)
 
@@ -368,16 +375,17 @@ def test_the_command_writes_the_page_and_replaces_only_its_own(written, monkeypa
 
 def test_a_damaged_result_is_named_and_leaves_the_page_as_it_was(written, monkeypatch, tmp_path,
                                                                  capsys):
-    broken = tmp_path / "comparison.json"
-    broken.write_text('{"steps": 60, "rule": "", "costs": {}, "base": {"english": 1}, '
-                      '"runs": [{"method": "lora"}]}')
+    broken = tmp_path / "tool_calls" / "step_costs.json"
+    broken.parent.mkdir()
+    shutil.copy(RESULTS / "tool_calls" / "runs.jsonl", broken.parent)
+    broken.write_text('{"machine": {}, "float32": {}}')
     path = tmp_path / "explore.html"
     shutil.copy(written, path)
-    monkeypatch.setattr(runs, "COMPARISON", broken)
+    monkeypatch.setattr(runs, "RESULTS", tmp_path)
     assert main(["course", "explore", "--out", str(path)]) == 1
     assert capsys.readouterr().err == (
-        f"minipeft course: {broken}: run 1 lacks seed, lr, trained, best, test; it has method; "
-        f"restore it\n")
+        f"minipeft course: {broken} lacks bfloat16; it has machine, float32; make it again with: "
+        f"python benchmarks/tool_calls_study.py\n")
     assert path.read_bytes() == written.read_bytes()
 
 

@@ -79,7 +79,7 @@ def test_every_value_of_an_answer_can_be_copied_from_the_request():
             assert all(value.lower() in text for slot, value in call.items() if slot != "tool")
 
 
-# The comparison's script
+# The script
 
 sys.path.insert(0, str(FOLDER.parent.parent / "benchmarks"))
 import tool_calls
@@ -132,28 +132,12 @@ def test_right_token_by_token_is_right_by_greedy_decoding():
     assert tool_calls.answers(model, Bytes(), []) == []
 
 
-def made_up_results() -> dict:
-    def run(method, lr, seed, loss, exact):
-        test = exact and {"exact_match": exact, "loss": loss, "english": 3.5, "wrong": []}
-        return {"method": method, "lr": lr, "seed": seed, "best": {"loss": loss}, "test": test,
-                "trained": 7, "seconds_per_step": 1.0}
-    runs = [run(method, lr, 0, loss, exact) for method in tool_calls.GRID
-            for lr, loss, exact in [(1e-3, 0.5, None), (1e-2, 0.2, 0.8), (1e-1, 0.9, None)]]
-    runs += [run("lora", 1e-2, 1, 0.1, 0.9), run("lora", 1e-1, 1, 0.01, None)]
-    costs = {"weights": 2e6, "training": 3e6, "seconds": [1.0, 2.0, 9.0]}
-    return {"steps": 9, "rule": "r", "runs": runs, "costs": dict.fromkeys(tool_calls.GRID, costs),
-            "base": {"english": 3.0, "loss": 1.0,
-                     "shots": [{"shots": 0, "right": 3, "n": 9, "prompt_tokens": 60}]}}
-
-
-def test_the_rate_is_chosen_on_validation_with_seed_0_alone():
-    assert set(tool_calls.chosen_rates(made_up_results()).values()) == {1e-2}
-
-
-def test_the_table_counts_scored_runs_only_and_the_picture_is_drawn():
-    text = tool_calls.table(made_up_results())
-    (lora,) = (line.split() for line in text.splitlines() if line.startswith("LoRA"))
-    assert lora == ["LoRA", "7", "5", "2.00", "0.01", "2", "85.0±7.1", "0.1500±0.0707", "0.50±0.00"]
-    assert "base model, 0 examples in the prompt (60 tokens): 3 of 9 right" in text
-    marks = sum(len(ax.lines) for ax in tool_calls.figure(made_up_results()).axes)
-    assert marks == 2 * (len(tool_calls.GRID) + 1) + 1                # and the base's line
+def test_the_base_is_stored_with_its_machine_and_told_in_lines(monkeypatch, tmp_path, capsys):
+    shots = [{"shots": 10, "right": 3, "n": 9, "prompt_tokens": 60.5}]
+    monkeypatch.setattr(tool_calls, "score_base", lambda n: shots)
+    monkeypatch.setattr(sys, "argv", ["tool_calls.py", "base", "--out", str(tmp_path / "new")])
+    tool_calls.main()
+    stored = json.loads((tmp_path / "new" / "base.json").read_text())
+    assert stored["shots"] == shots and stored["machine"]["cores"] > 0
+    assert capsys.readouterr().out == (
+        "base model, 10 examples in the prompt (60 tokens): 3 of 9 right\n")

@@ -310,3 +310,23 @@ def test_what_cannot_be_reported_is_said_in_one_line(tmp_path, monkeypatch, caps
     assert call("--out", tmp_path / lines.LINES) == 2
     assert "must be a folder" in capsys.readouterr().err
     assert call("--workers", 0) == 2
+
+
+def test_a_methods_rate_on_a_language_model_is_the_one_that_the_stored_sweep_chose():
+    found = lines.read(ROOT / "benchmarks" / "results" / "tool_calls")
+    swept = {method: rate for method in RECIPES if (rate := chosen(found, method)) is not None}
+    assert swept == {method: RECIPES[method].llm_lr for method in swept} and len(swept) >= 3
+
+
+def test_costs_are_bytes_and_medians(tmp_path):
+    cost = {"weights": 5_400_000, "training": 600_000, "seconds": [9.0, 1.0, 1.25]}
+    costs = {"machine": {}, "float32": dict.fromkeys(RECIPES, cost),
+             "bfloat16": dict.fromkeys(RECIPES, cost | {"weights": 2_400_000})}
+    (tmp_path / lines.COSTS).write_text(json.dumps(costs))
+    head, _, *rows = lines.costs_table(lines.read_costs(tmp_path)).splitlines()
+    assert head.split("  ")[-1].strip() == "bfloat16: s/step" and len(rows) == len(RECIPES)
+    assert rows[1].split() == ["LoRA", "6", "1.25", "3", "1.25"]
+    del costs["bfloat16"]["lora"]
+    (tmp_path / lines.COSTS).write_text(json.dumps(costs))
+    with pytest.raises(ValueError, match="lacks lora.*make it again with: python benchmarks/tool_"):
+        lines.read_costs(tmp_path)

@@ -23,7 +23,7 @@ from minipeft.lab.summary import layout, shares
 from minipeft.recipes import RECIPES
 from minipeft.tiny_world.pretrain import read_record
 
-TOOL_CALLS = Path(__file__).parents[1] / "tool_calls.py"
+TOOL_CALLS = Path(__file__).parents[1] / "tool_calls_study.py"
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,11 @@ class World:
 
 @dataclass(frozen=True)
 class LanguageModel:
-    seeds: int = 5
+    smoke: bool = False             # only say that it takes hours
 
 
 CASES = {"tiny world": World(), "SmolLM2": LanguageModel()}
-SMOKE = {"tiny world": World(1, steps=2), "SmolLM2": LanguageModel(0)}
+SMOKE = {"tiny world": World(1, steps=2), "SmolLM2": LanguageModel(smoke=True)}
 
 
 def measure(case: World | LanguageModel, where, folder: Path) -> dict:
@@ -72,10 +72,10 @@ def measure_world(case: World, folder: Path) -> dict:
 
 
 def measure_language_model(case: LanguageModel, folder: Path) -> dict:
-    """By benchmarks/tool_calls.py, which keeps its own files under `folder`/tool_calls."""
-    if not case.seeds:
-        return {"skipped": "smoke mode: it takes minutes, and has a quick mode of its own"}
-    subprocess.run([sys.executable, str(TOOL_CALLS), "compare", "--seeds", str(case.seeds),
+    """The study of tool calls, which keeps its own files under `folder`/tool_calls."""
+    if case.smoke:
+        return {"skipped": "smoke mode: it takes hours, and has a quick mode of its own"}
+    subprocess.run([sys.executable, str(TOOL_CALLS), "--workers", str(os.cpu_count()),
                     "--out", str(folder / "tool_calls")], check=True)
     return {"files": "tool_calls"}
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..adapter import check_choice
+from ..files import read_json
 from ..recipes import RECIPES
 from .intervals import Difference, paired_difference
 from .rates import loss_of, record
@@ -20,7 +21,7 @@ from .runs import NUMBER
 from .study import read_lines
 from .summary import layout
 
-LINES = "runs.jsonl"             # in the folder of the study
+LINES, COSTS = "runs.jsonl", "step_costs.json"     # in the folder of the study
 VERSION = 1                      # of it, see study.py
 KINDS = ("form", "stop", "name", "values")     # of an answer's tokens, and of errors
 TRAINING = 2000                  # examples of the whole training set
@@ -32,6 +33,7 @@ ALL = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3)
 GRIDS = {"lora": WEIGHTS, "qlora": WEIGHTS, "houlsby": WEIGHTS, "full": ALL, "prompt": VECTORS,
          "prefix": VECTORS}
 MIDDLE = {WEIGHTS: 3e-3, ALL: 1e-4, VECTORS: 1e-1}       # of the three rates that are tried first
+DTYPES = ("float32", "bfloat16")                         # of COSTS
 BASES = {"full": "full", "qlora": "qlora"}               # before training; the others: "lora"
 
 NONE = type(None)
@@ -64,6 +66,15 @@ def read(out: Path) -> list[dict]:
     """The records of the finished runs in the folder."""
     return [record(line)
             for line in read_lines(out / LINES, VERSION, RESULT | {"job": JOB}).values()]
+
+
+def read_costs(out: Path) -> dict:
+    """What a step costs, by dtype of the frozen weights and method: bytes of the weights, of what
+    training adds (gradients, two moments), and seconds of each of some steps in turn."""
+    cost = {"weights": int, "training": int, "seconds": list}
+    return read_json(out / COSTS, "make it again with: python benchmarks/tool_calls_study.py",
+                     keys={"machine": {}, **{dtype: dict.fromkeys(RECIPES, cost)
+                                             for dtype in DTYPES}})
 
 
 # Rates
@@ -247,6 +258,20 @@ def arc_table(found: list[dict], method: str) -> str:
     rows = [[str(step), *(f"{100 * column[step]:.0f}" for column in columns)]
             for step in columns[0]]
     return layout([f"{RECIPES[method].label}, step", *KINDS, "all"], rows)
+
+
+def costs_table(costs: dict) -> str:
+    """MB of weights, gradients and moments, and seconds of a step: a row a method."""
+    rows = [[RECIPES[method].label, *(text for dtype in DTYPES
+                                      for text in cost_texts(costs[dtype][method]))]
+            for method in costs[DTYPES[0]]]
+    return layout(["", *(f"{dtype}: {unit}" for dtype in DTYPES for unit in ("MB", "s/step"))],
+                  rows)
+
+
+def cost_texts(cost: dict) -> tuple[str, str]:
+    return (f"{(cost['weights'] + cost['training']) / 1e6:.0f}",
+            f"{statistics.median(cost['seconds']):.2f}")
 
 
 def differences_table(found: list[dict]) -> str:

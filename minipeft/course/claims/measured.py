@@ -4,8 +4,10 @@
     FOLDER/claims.json              what no other command measures
     python -m minipeft claims --remeasure --out FOLDER makes both
 
-The study of the graded task takes hours: it is read where it is stored, RESULTS/languages, and
-made again by python -m minipeft compare --graded alone.
+Two studies take hours and are read where they are stored:
+
+    RESULTS/languages       python -m minipeft compare --graded
+    RESULTS/tool_calls      python benchmarks/tool_calls_study.py
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,7 @@ import torch
 
 from ...files import RESULTS, read_json, write_json
 from ...gpt import GPT
-from ...lab import compare, graded
+from ...lab import compare, graded, tool_calls
 from ...lab.rates import learning_rate
 from ...lab.runs import BATCH, STEPS
 from ...recipes import RECIPES
@@ -36,6 +38,7 @@ class Measurements:
     compare: dict          # compare.compare's results
     ranks: dict            # ranks()'s
     graded: list[dict]     # the runs of graded.study
+    calls: list[dict]      # those of SmolLM2 on tool calls
 
 
 def stored(folder: Path = STORED) -> Measurements:
@@ -46,16 +49,20 @@ def stored(folder: Path = STORED) -> Measurements:
                                     f"python -m minipeft claims --remeasure")
     again = "restore it, or make it with: python -m minipeft claims --remeasure"
     return Measurements(*(read_json(folder / name, again, keys=keys)
-                          for name, keys in FILES.items()), graded_runs())
+                          for name, keys in FILES.items()), *studies())
 
 
-def graded_runs() -> list[dict]:
-    """FileNotFoundError says how to make what is missing."""
-    runs = graded.read(RESULTS / "languages")
-    if not runs:
-        raise FileNotFoundError(f"no study in {RESULTS / 'languages' / graded.LINES}; make it "
-                                f"with: python -m minipeft compare --graded")
-    return runs
+def studies() -> tuple[list[dict], list[dict]]:
+    """The runs of the two; FileNotFoundError says how to make what is missing."""
+    found = []
+    for study, folder, command in (
+            (graded, "languages", "python -m minipeft compare --graded"),
+            (tool_calls, "tool_calls", "python benchmarks/tool_calls_study.py")):
+        found.append(study.read(RESULTS / folder))
+        if not found[-1]:
+            raise FileNotFoundError(f"no study in {RESULTS / folder / study.LINES}; make it with: "
+                                    f"{command}")
+    return tuple(found)
 
 
 def remeasure(folder: Path, seeds: int, workers: int, progress=None) -> Measurements:
@@ -65,7 +72,7 @@ def remeasure(folder: Path, seeds: int, workers: int, progress=None) -> Measurem
                               workers, progress=progress)
     found = ranks(progress)
     write_json(folder / "claims.json", found)
-    return Measurements(results, found, graded_runs())
+    return Measurements(results, found, *studies())
 
 
 def ranks(progress=None) -> dict:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from ...lab import graded
+from ...lab import graded, tool_calls
 from ...lab.compare import PHASES
 from ...lab.rates import means, stored_means
 from ...lab.summary import latency_overhead, measured, shares
@@ -115,6 +115,15 @@ def near_full(m: Measurements) -> list[Value]:
     return quality(m, "lora", (-100, -10), (-3, 3))
 
 
+def calls(m: Measurements, arm: str, other: str) -> Value:
+    """Points of SmolLM2's tool calls, exactly right, over those of another method, each at the rate
+    that a sweep with seeds of its own has chosen."""
+    names = [RECIPES[each].label for each in (arm, other)]
+    mean = tool_calls.difference(*(tool_calls.report(m.calls, each) for each in (arm, other))).mean
+    return within(f"SmolLM2, tool calls in {tool_calls.budget(m.calls)} steps, exact match, "
+                  f"{names[0]} against {names[1]}", 100 * mean, -5, 5, "points")
+
+
 def slow_dequantization(m: Measurements) -> list[Value]:
     rebuild = {tokens: 100 * 2 / (2 + 2 * tokens) for tokens in (1, 512)}   # 2 operations a weight
     return [exact("share of the operations that rebuild W, one token", rebuild[1], 50, "%"),
@@ -128,7 +137,8 @@ def slow_dequantization(m: Measurements) -> list[Value]:
 def qlora_near_full(m: Measurements) -> list[Value]:
     ours, lora = (statistics.mean(graded.at_the_end(m.graded, arm)[1]) for arm in ("qlora", "lora"))
     return [*quality(m, "qlora", (-100, -10), (-3, 3)),
-            within("against LoRA at the end", 100 * (ours - lora), -3, 3, "points")]
+            within("against LoRA at the end", 100 * (ours - lora), -3, 3, "points"),
+            calls(m, "qlora", "lora")]
 
 
 def prompt_latency(m: Measurements) -> list[Value]:

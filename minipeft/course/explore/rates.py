@@ -9,7 +9,7 @@ from ...lab.runs import BATCH, STEPS
 from ...recipes import RECIPES
 from .. import claims
 from .runs import (BITS, ENGLISH, FORGOTTEN, PROMPTS, averages, call_row, counted, kept, not_run,
-                   read_comparison, row, short_row, sized)
+                   row, sized)
 
 LOSS = {"loss": "on held-out examples, after the last step"}
 
@@ -17,7 +17,7 @@ LOSS = {"loss": "on held-out examples, after the last step"}
 def sweeps() -> list[dict]:
     """In the order of `runs.experiments`."""
     languages, held = claims.stored().graded, capacity.read(RESULTS / "capacity")
-    found = [comparison(), study(), *(at_capacity(held, K) for K in (32, 8)),
+    found = [study(), *(at_capacity(held, K) for K in (32, 8)),
              longer(languages), *(other_sizes(languages, task) for task in ("languages", "novel")),
              *(tiny(task) for task in reversed(stored()["chosen"]))]
     return [sweep for sweep in found if sweep["runs"]]
@@ -87,18 +87,3 @@ def study() -> dict:
          "score": "validation requests with every token right", "forgetting": ENGLISH}, rows,
         {recipe.label: rate for method, recipe in RECIPES.items()
          if (rate := tool_calls.chosen(found, method)) is not None})
-
-
-def comparison() -> dict:
-    """SmolLM2 on tool calls, in few steps."""
-    found = read_comparison()
-    rows = [dict(short_row(found, run), loss=run["best"]["loss"],
-                 score=100 * run["best"]["exact_match"])
-            for run in found["runs"] if run["seed"] == 0]
-    return sweep(
-        f"SmolLM2-135M, tool calls, {found['steps']} steps",
-        f"{found['steps']} steps of 8 examples, one seed, which is also reported.",
-        {"loss": "on the validation requests, at the best of the looks at them",
-         "score": "validation requests with every token right, at the same look"}, rows,
-        {RECIPES[run["method"]].label: run["lr"] for run in found["runs"]
-         if run["test"] is not None})

@@ -8,8 +8,7 @@ A quantity that an experiment has not measured is absent from it, and None in a 
 import math
 import statistics
 
-from ...adapter import check_choice
-from ...files import RESULTS, check_keys, read_json
+from ...files import RESULTS, check_keys
 from ...lab import capacity, graded, tool_calls
 from ...lab.compare import LONG, PHASES, TEXT
 from ...lab.runs import BATCH, KEPT, NUMBER, check_record, forgotten
@@ -29,8 +28,6 @@ QUANTITIES = {      # key: (name with its unit, which values are better, the sca
     "loss": ("loss, nats per token", "less", "log"),
 }
 ABOUT_RUN = ("arm", "seed", "rate", "steps", "flat")
-COMPARISON = RESULTS / "tool_calls" / "comparison.json"
-AGAIN = "restore it"
 
 # How each quantity was measured
 TRAINED = {"trained": "numbers that an optimizer changes"}
@@ -45,7 +42,8 @@ TINY_COSTS = {
     **dict.fromkeys(PHASES, "median of one row, one thread, once per method; LoRA merged, the "
                             "others as trained")}
 CALLS = {"score": "requests of the test set answered with exactly the right tool call"}
-STATIC = {"memory": "weights, gradients and AdamW's two moments; activations come on top"}
+STATIC = {"memory": "weights, gradients and AdamW's two moments in float32 (QLoRA's linears in 4 "
+                    "bits), once per method; activations come on top"}
 ENGLISH = "rise of the loss over the untrained model's on docstrings of Python's standard library"
 
 
@@ -53,7 +51,7 @@ def experiments() -> list[dict]:
     """The hardest evidence first: a real language model, then what is learned to the end."""
     measured = claims.stored()
     held = capacity.read(RESULTS / "capacity")
-    found = [comparison(), study(), *(at_capacity(held, K) for K in reversed(capacity.OFFERED)),
+    found = [study(), *(at_capacity(held, K) for K in reversed(capacity.OFFERED)),
              languages_at_the_end(measured.graded), languages_fast(measured.graded),
              *(tiny(measured.compare, task) for task in reversed(measured.compare["tasks"]))]
     return [experiment for experiment in found if experiment["runs"]]
@@ -198,14 +196,20 @@ def not_run(arms: list[str]) -> str:
 def study() -> dict:
     """SmolLM2 on tool calls, from the study with rates of seeds of their own."""
     found = tool_calls.read(RESULTS / "tool_calls")
-    rows = [dict(call_row(found, run, "test"), step=run["seconds_per_step"],
-                 memory=(run["bytes"]["weights"] + run["bytes"]["training"]) / 2**20)
-            for method in RECIPES for run in tool_calls.report(found, method) if run["steps"]]
+    reported = [run for method in RECIPES for run in tool_calls.report(found, method)
+                if run["steps"]]
+    costs = tool_calls.read_costs(RESULTS / "tool_calls")["float32"] if reported else {}
+    rows = [dict(call_row(found, run, "test"),
+                 step=statistics.median(costs[run["method"]]["seconds"]),
+                 memory=sum(costs[run["method"]][key] for key in ("weights", "training")) / 2**20)
+            for run in reported]
     return experiment(
         f"SmolLM2-135M, tool calls, {tool_calls.budget(found)} steps",
         f"{tool_calls.budget(found)} steps of 8 examples, rates chosen on other requests and "
-        f"seeds: what is learned in this budget, not what a method can hold.",
-        TRAINED | STATIC | {"step": "median of the run's steps, two runs at a time"} | CALLS
+        f"seeds: what is learned in this budget, not what a method can hold. The frozen weights "
+        f"were bfloat16, full fine-tuning's float32.",
+        TRAINED | STATIC | {"step": "median of steps on the same 8 examples, methods in turn, all "
+                                    "in float32, one thread, once per method"} | CALLS
         | {"forgetting": f"{ENGLISH}, its weights in the same form"}, rows)
 
 
@@ -216,47 +220,3 @@ def call_row(found: list[dict], run: dict, scored_on: str) -> dict:
                 steps=run["steps"], trained=run["trainable"], loss=run["loss"],
                 score=None if right is None else 100 * statistics.mean(right),
                 forgetting=tool_calls.forgotten(found, run))
-
-
-def comparison() -> dict:
-    """SmolLM2 on tool calls, in few steps."""
-    found = read_comparison()
-    rows = []
-    for run in (run for run in found["runs"] if run["test"] is not None):
-        cost = found["costs"][run["method"]]
-        rows.append(dict(short_row(found, run), score=100 * run["test"]["exact_match"],
-                         memory=(cost["weights"] + cost["training"]) / 2**20,
-                         step=statistics.median(cost["seconds"]),
-                         forgetting=run["test"]["english"] - found["base"]["english"]))
-    return experiment(
-        f"SmolLM2-135M, tool calls, {found['steps']} steps",
-        f"{found['steps']} steps of 8 examples. Rates: {found['rule']}, so one of the seeds shown "
-        f"has chosen the rate. What is learned in this budget, not what a method can "
-        f"hold.", TRAINED | STATIC
-        | {"step": "median of steps on the same 8 examples, methods in turn, once per method"}
-        | CALLS | {"forgetting": f"{ENGLISH}, in float32: QLoRA's counts its 4 bits as well"}, rows)
-
-
-def short_row(found: dict, run: dict) -> dict:
-    """A run of `comparison`, without what it gave."""
-    return dict(arm=RECIPES[run["method"]].label, seed=run["seed"], rate=run["lr"],
-                steps=found["steps"], trained=run["trained"])
-
-
-def read_comparison() -> dict:
-    """What benchmarks/tool_calls.py stored; no runs where it has not."""
-    if not COMPARISON.exists():
-        return dict(steps=0, rule="", costs={}, base={}, runs=[])
-    found = read_json(COMPARISON, AGAIN, keys={"steps": int, "rule": str, "costs": {},
-                                               "base": {"english": NUMBER}, "runs": list})
-    for number, run in enumerate(found["runs"], start=1):
-        where = f"{COMPARISON}: run {number}"
-        check_keys(run, {"method": str, "seed": int, "lr": NUMBER, "trained": int,
-                         "best": {"loss": NUMBER, "exact_match": NUMBER},
-                         "test": (dict, type(None))}, where, AGAIN)
-        check_choice("method", run["method"], tuple(RECIPES))
-        check_keys(found["costs"], {run["method"]: {"weights": int, "training": int,
-                                                    "seconds": list}}, where, AGAIN)
-        if run["test"] is not None:
-            check_keys(run["test"], {"exact_match": NUMBER, "english": NUMBER}, where, AGAIN)
-    return found
