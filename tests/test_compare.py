@@ -200,7 +200,7 @@ def test_every_form_and_phase_that_is_timed_gives_the_logits_of_the_whole_text(a
     found = {form: (timed("prefill", served, virtual, ids), timed("decode", served, virtual, ids))
              for _, form, served, virtual in forms(arm, model)}
     others = dict(lora="merged", qlora="merged", prompt="cached", prefix="cached")
-    assert list(found) == ["as trained", *([others[arm]] if arm in others else [])]
+    assert list(found) == ["as trained", *([others[arm]] if arm in others else [])], "see others"
     for prefill, decode in found.values():
         for _ in range(2):                       # a call finds its caches as the last one did
             assert torch.allclose(prefill(), whole[:, :-1], atol=1e-3)
