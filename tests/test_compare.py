@@ -145,6 +145,7 @@ def test_every_arm_has_a_stored_swept_rate_and_the_choice_follows_from_the_store
     assert sweep["chosen"].keys() == STEPS.keys() and sweep["rule"] == rates.rule()
     for task, arm in itertools.product(STEPS, RECIPES):
         runs = [r for r in sweep["runs"] if (r["task"], r["arm"]) == (task, arm)]
+        assert runs, f"no rates; make them: python -m minipeft compare --sweep --methods {arm}"
         assert sweep["chosen"][task][arm] == choose(runs)
         assert {r["split"] for r in runs} == {"sweep"}
         assert {r["lr"] for r in runs} == set(RECIPES[arm].grid)
