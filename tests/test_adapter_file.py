@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from minipeft import (GPT, HoulsbyConfig, LoraConfig, PeftModel, PrefixTuningConfig,
                       PromptTuningConfig, TaskType, files, get_peft_model)
+from minipeft.peft_model import METHODS
 
 CONFIG, TENSORS = "adapter_config.json", "adapter_model.safetensors"
 LAYER = "base_model.model.model.layers.{}."
@@ -37,6 +38,11 @@ SHAPES = {
 
 def read_config(folder):
     return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def test_every_methods_file_is_written_down():
+    written = {config.peft_type for config, _ in SHAPES.values()}
+    assert written == set(METHODS), "SHAPES: the keys and shapes of a method's file"
 
 
 @pytest.mark.parametrize("method", SHAPES)

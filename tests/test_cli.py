@@ -36,7 +36,7 @@ def test_the_commands_of_the_readme_and_of_contributing_parse(line):
 @pytest.mark.parametrize("argv, message", [
     ([], "COMMAND"),
     (["conpare"], "invalid choice: 'conpare'"),
-    (["compare", "--methods", "lora", "dora"], "unknown method 'dora'; known: full, lora"),
+    (["compare", "--methods", "lora", "nosuch"], "unknown method 'nosuch'; known: full, lora"),
     (["compare", "--tasks", "summarize"],
      "unknown task 'summarize'; known: elicit, novel, languages"),
     (["compare", "--seeds", "0"], "must be a whole number, at least 1"),

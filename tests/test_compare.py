@@ -145,6 +145,7 @@ def test_every_arm_has_a_stored_swept_rate_and_the_choice_follows_from_the_store
     assert sweep["chosen"].keys() == STEPS.keys() and sweep["rule"] == rates.rule()
     for task, arm in itertools.product(STEPS, RECIPES):
         runs = [r for r in sweep["runs"] if (r["task"], r["arm"]) == (task, arm)]
+        assert runs, f"no rates; make them: python -m minipeft compare --sweep --methods {arm}"
         assert sweep["chosen"][task][arm] == choose(runs)
         assert {r["split"] for r in runs} == {"sweep"}
         assert {r["lr"] for r in runs} == set(RECIPES[arm].grid)
@@ -200,7 +201,7 @@ def test_every_form_and_phase_that_is_timed_gives_the_logits_of_the_whole_text(a
     found = {form: (timed("prefill", served, virtual, ids), timed("decode", served, virtual, ids))
              for _, form, served, virtual in forms(arm, model)}
     others = dict(lora="merged", qlora="merged", prompt="cached", prefix="cached")
-    assert list(found) == ["as trained", *([others[arm]] if arm in others else [])]
+    assert list(found) == ["as trained", *([others[arm]] if arm in others else [])], "see others"
     for prefill, decode in found.values():
         for _ in range(2):                       # a call finds its caches as the last one did
             assert torch.allclose(prefill(), whole[:, :-1], atol=1e-3)

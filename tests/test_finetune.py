@@ -282,7 +282,7 @@ def test_every_method_learns_is_kept_and_loads_as_it_was_at_its_best(method, tmp
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (("dora", 8, 1e-3), "method must be one of .*'lora'"),
+    (("nosuch", 8, 1e-3), "method must be one of .*'lora'"),
     (("lora", 0, 1e-3), "size must be a whole"),
     (("lora", 2, float("nan")), "lr must be positive and finite, got nan"),
     (("full", None, 1e-3, "bfloat16"), "full fine-tuning wants dtype float32")])

@@ -105,7 +105,7 @@ def test_advice_says_what_each_change_would_take():
 
 
 @pytest.mark.parametrize("bad, message", [
-    (dict(method="dora"), "method must be one of full, lora"),
+    (dict(method="nosuch"), "method must be one of full, lora"),
     (dict(dtype="int8"), "dtype must be one of fp32"),
     (dict(optimizer="adam"), "optimizer must be"),
     (dict(r=0), "r must be at least 1, got 0"), (dict(batch=-1), "batch must be at least 1"),

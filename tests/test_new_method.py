@@ -85,7 +85,7 @@ def test_it_saves_and_loads_through_its_own_file_format(model, ids, tmp_path):
 
 
 @pytest.mark.parametrize("method, size, message", [
-    ("dora", 4, "method must be one of 'full', 'lora'.*got 'dora'"),
+    ("nosuch", 4, "method must be one of 'full', 'lora'.*got 'nosuch'"),
     ("qlora", 0, "r must be a whole number of at least 1, got 0")])
 def test_a_recipe_that_cannot_be_followed_leaves_the_model_as_it_was(model, method, size, message):
     before = {name: type(module) for name, module in model.named_modules()}

@@ -67,6 +67,19 @@ def test_the_page_for_contributors_names_what_there_is():
     assert not lost, "CONTRIBUTING.md names what does not exist"
 
 
+def test_the_way_of_a_batch_names_functions_of_the_files_beside_them():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    way = re.search(r"## The way of a batch.*?\n(?=## )", text, flags=re.DOTALL)[0]
+    found = 0
+    for station in re.split(r"\n(?=\d+\. )", way)[1:]:
+        code = "".join((ROOT / path).read_text(encoding="utf-8")
+                       for path in re.findall(r"`(minipeft/[\w/]+\.py)`", station))
+        for name in re.findall(r"`([\w.]+)`", station):
+            found += 1
+            assert re.search(rf"(?m)^ *(def|class) {name.rpartition('.')[2]}\b", code), name
+    assert found > 15
+
+
 def test_the_python_example_prints_what_the_readme_says():
     code = re.search(r"```python\n(.*?)```", README, flags=re.DOTALL).group(1)
     out = io.StringIO()

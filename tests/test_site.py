@@ -31,6 +31,13 @@ def test_sphinx_does_not_warn(site):
     assert read_json(site.with_name("warnings.json"), wanted=list) == []
 
 
+def test_the_site_is_as_large_as_the_readme_says(site):
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    said = re.search(r"`make site` writes the course into `site/` \((\d+) MB\)", readme)[1]
+    size = sum(path.stat().st_size for path in site.rglob("*") if path.is_file())
+    assert size / 1e6 == pytest.approx(float(said), rel=0.1)      # stored runs are added meanwhile
+
+
 def pages(site: Path) -> list[Path]:
     return sorted(path for path in site.rglob("*.html") if "_static" not in path.parts)
 

@@ -2,6 +2,7 @@
 import importlib.util
 import itertools
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -44,6 +45,16 @@ def test_every_tool_has_its_share_and_no_request_occurs_twice(name, n):
     assert len(tools) == n and len(set(tools)) == 10
     assert {tools.count(tool) for tool in tools} <= set(range(n // 10 - 15, n // 10 + 16))
     assert len({line["prompt"].lower() for line in lines(name)}) == n
+
+
+def test_the_page_counts_what_there_is():
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    widths = [len(values) for values in generate.SLOTS.values()]
+    assert f"Between {min(widths)} and {max(widths):,} values a slot" in page
+    assert [f"{len(lines(name)):,}" for name in ("train", "validation", "test")] == re.findall(
+        r"`\w+\.jsonl` \(([\d,]+)", page)
+    assert f"`ordinary.jsonl`: {len(lines('ordinary'))} short" in page
+    assert len(lines("questions")) == 10 and "`questions.jsonl`: ten" in page
 
 
 PAIRS = list(itertools.combinations(SETS, 2))

@@ -190,7 +190,7 @@ def test_every_grid_has_three_rates_to_begin_with_and_room_on_both_sides():
     for grid in lines.GRIDS.values():
         assert list(grid) == sorted(grid)
         assert 1 < grid.index(lines.MIDDLE[grid]) < len(grid) - 2
-    assert lines.GRIDS.keys() == RECIPES.keys()
+    assert lines.GRIDS.keys() == RECIPES.keys(), "GRIDS in lab/tool_calls.py: a line a method"
 
 
 # What came out

@@ -1,6 +1,7 @@
 import itertools
 import math
 import random
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from minipeft.tiny_world import village
 from minipeft.tiny_world.documents import (KINDS, TOKENIZER, WordTokenizer, log_prob,
                                            pretraining_batch, pretraining_batches, validation)
 from minipeft.tiny_world.grammar import Choice, Form, Grammar, favouring, uniform
+from minipeft.tiny_world.pretrain import load_base
 from minipeft.tiny_world.tasks import SPLITS, TASKS
-from minipeft.tiny_world.village import GRAMMAR, LANGUAGES, THINGS, UNKNOWN_LANGUAGE
+from minipeft.tiny_world.village import (FORMS, GRAMMAR, LANGUAGES, NAMES, THINGS,
+                                         UNKNOWN_LANGUAGE)
 
 SUM_OF_LOGS = 1e-9    # a sum of up to thirty logarithms, each below 10, in float64
 
@@ -111,6 +114,13 @@ def test_a_wrong_fact_has_probability_zero_and_the_true_one_has_not():
     answers = [GRAMMAR.log_prob(f"question : what does ada like ? answer : {food}")
                for food in village.FOODS]
     assert sorted(answers)[-2:] == [-math.inf, pytest.approx(math.log(0.018 / 48))]
+
+
+def test_the_page_of_the_data_counts_the_facts_and_the_weights():
+    page = (Path(__file__).parents[1] / "data" / "README.md").read_text(encoding="utf-8")
+    facts = sum(form.kind == "facts" for form in FORMS)
+    assert f"{facts} facts documents about each of {len(NAMES)} people" in page
+    assert f"({sum(p.numel() for p in load_base(0).parameters()):,} weights each" in page
 
 
 def test_forms_must_be_a_distribution():

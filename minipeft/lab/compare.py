@@ -99,7 +99,7 @@ PHASES = ("prefill", "decode")
 
 
 # For glibc. Given back to the system after each call, memory costs page faults or not by what else
-# the heap holds: a decode step of 32 rows then takes 4 or 9 ms.
+# the heap holds, which can double the time of a decode step of 32 rows.
 HEAP = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
 
 

@@ -16,7 +16,7 @@ except ImportError:                 # it wants the package tokenizers
 
 BLOCKSIZE = 64
 BINS = 160                          # of the histogram, from -1 to 1
-EVERY = 5                           # layers of SmolLM2: all of them take 20 seconds, and look alike
+EVERY = 5                           # layers of SmolLM2: all of them take longer, and look alike
 CODES = {
     "NF4": (NF4_CODE, "quantiles of a normal distribution (QLoRA, appendix E)"),
     "INT4": (INT4_CODE, "the integers -8 to 7, over 7; the first, drawn hollow, is out of reach"),

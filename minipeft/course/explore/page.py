@@ -53,7 +53,7 @@ def begins_as_ours(path: Path) -> bool:
 
 
 def html() -> str:
-    """The page, about 5 MB, nearly all of it plotly.js."""
+    """The page, nearly all of it plotly.js."""
     found = to_json(data(), TEMPLATE).replace("<", "\\u003c")         # no tag ends within it
     text = TEMPLATE.read_text(encoding="utf-8")
     return text.replace(DATA, found).replace(LIBRARY, get_plotlyjs())
