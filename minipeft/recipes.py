@@ -24,7 +24,7 @@ class Recipe:
     size: int | None = None                      # r of LoRA, P virtual tokens, or bottleneck m
     grid: tuple[float, ...] = ()                 # learning rates that the tiny GPT's sweep tries
     llm_size: int | None = None                  # size and
-    llm_lr: float = 1e-3                         # rate on a language model: SmolLM2's sweep chose it
+    llm_lr: float = 1e-3                         # rate on SmolLM2, which its sweep has chosen
     four_bit: bool = False                       # the base in NF4 with double quantization
 
 
