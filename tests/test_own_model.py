@@ -254,6 +254,32 @@ def test_a_token_that_ends_an_answer_is_no_text_also_where_it_is_not_called_spec
     assert capsys.readouterr().out == load("a")[1].decode([65, 66]) + "\n"
 
 
+def test_a_card_never_holds_the_float32_of_which_4_bits_are_made(here, capsys, monkeypatch):
+    """The embedding and the head of a 7B model take 4.4 GB in float32, half in bfloat16."""
+    tiny_folder.write(here / "a")
+    cli, held = importlib.import_module("minipeft.cli.finetune"), []
+    apply = torch.nn.Embedding._apply
+
+    def spy(module, *args, **kwargs):
+        apply(module, *args, **kwargs)
+        held.append((module.weight.device.type, module.weight.dtype))
+        return module
+    monkeypatch.setattr(torch.nn.Embedding, "_apply", spy)
+    monkeypatch.setattr(cli, "start_processes", lambda: torch.device("meta"))
+    monkeypatch.setattr(cli, "train", lambda *args: cli.check_output(Path("mine.jsonl")))
+    line = (FINETUNE + "a --method qlora").replace("float32", "bfloat16")
+    assert "must be a folder" in one_line(capsys, 2, line)         # where the steps would begin
+    assert {kind for kind in held if kind[0] == "meta"} == {("meta", torch.bfloat16)}
+
+
+def test_validation_examples_that_are_too_long_are_counted_too(here, capsys):
+    tiny_folder.write(here / "a")
+    long = {"prompt": "say " + 70 * "z", "completion": "it"}
+    Path("other.jsonl").write_text(Path("mine.jsonl").read_text() + json.dumps(long) + "\n")
+    assert run(FINETUNE + "a --max-length 60 --validation other.jsonl") == 0
+    assert "30 training, 30 validation, 1 left out" in capsys.readouterr().out
+
+
 def test_a_text_with_a_control_token_of_this_model_is_refused_and_others_are_texts(here, capsys):
     tiny_folder.write(here / "a")
     line = {"prompt": "a <|end|> b", "completion": "c"}
