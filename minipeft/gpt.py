@@ -269,9 +269,10 @@ class Attention(nn.Module):
                   at: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """cos and sin of start ... stop - 1, (T, D) each, or of the positions `at` below stop."""
         check_length(stop, self.config)
-        cos, sin = rope_table(self.config.head_dim, self.config.max_position_embeddings,
-                              self.config.rope_theta, x.device,
-                              self.config.rope_scaling)                       # (positions, D)
+        # a few lengths only, and not all positions of the config, which may be a million
+        length = min(max(1024, 2 ** (stop - 1).bit_length()), self.config.max_position_embeddings)
+        cos, sin = rope_table(self.config.head_dim, length, self.config.rope_theta, x.device,
+                              self.config.rope_scaling)                       # (length, D)
         where = slice(start, stop) if at is None else at
         return cos[where].to(x.dtype), sin[where].to(x.dtype)
 

@@ -104,6 +104,19 @@ def test_end_tokens_are_the_generation_configs_and_otherwise_the_configs(tmp_pat
     assert load(tmp_path)[1].end_ids == ()
 
 
+def test_an_index_may_name_the_one_file_and_must_name_what_is_in_it(tmp_path):
+    """As converters write it that always write an index."""
+    tensors = tiny_folder.write(tmp_path)
+    entries = {"weight_map": dict.fromkeys(tensors, WEIGHTS)}
+    (tmp_path / INDEX).write_text(json.dumps(entries))
+    state = load(tmp_path)[0].state_dict()
+    assert all(torch.equal(state[name], t) for name, t in tensors.items())
+    del entries["weight_map"][UP]
+    (tmp_path / INDEX).write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match=f"{WEIGHTS} holds {UP}, which {INDEX} does not name"):
+        load(tmp_path)
+
+
 # ---------------------------------------------------------------- bad folders
 
 
@@ -156,6 +169,8 @@ BAD = {
     "no config": (1, lambda f: rename(f, "config.json", "c"), "holds no config.json"),
     "no weights": (1, lambda f: rename(f, WEIGHTS, "pytorch_model.bin"), "holds no model.safetens"),
     "shards, no index": (2, lambda f: rename(f, INDEX, "i"), f"holds no {INDEX}"),
+    "one file and an index to no file": (1, lambda f: write(f, INDEX, json.dumps(
+        {"weight_map": {UP: FIRST}})), "holds model.safetensors and m.* names other files"),
     "one file and an index": (2, lambda f: write(f, WEIGHTS, b""), "holds model.safetensors and m"),
     "missing shard": (2, lambda f: (f / SECOND).unlink(), f"{INDEX} names {SECOND}, not th"),
     "extra shard": (2, lambda f: write(f, "model-00003-of-00003.safetensors", b""),
@@ -201,6 +216,8 @@ BAD = {
     "added token": (1, lambda f: edit(f / "tokenizer_config.json", added_tokens_decoder={
         "5": {"content": "<|new|>"}}), "added_tokens_decoder says that 5 is '<|new|>', which toke"),
     "control token": (1, lambda f: edit(f / "tokenizer_config.json", bos_token=5), "bos_token mus"),
+    "control token of old folders": (1, lambda f: write(
+        f, "special_tokens_map.json", '{"eos_token": 5}'), "special_tokens_map.json: eos_token m"),
     "template no text": (1, lambda f: edit(f / "tokenizer_config.json", chat_template=5),
                          "chat_template must be a text, got 5"),
     "templates without names": (1, lambda f: edit(f / "tokenizer_config.json", chat_template=["x"]),

@@ -229,6 +229,22 @@ def test_a_sequence_longer_than_the_model_is_refused(model):
         model.generate(torch.zeros(1, 6, dtype=torch.long), 0)
 
 
+def test_the_table_of_positions_is_as_long_as_the_text_needs_not_as_the_config_allows():
+    """A config may say a million positions; the numbers are those of the whole table."""
+    device = torch.device("cpu")
+    whole = rope_table(8, 2**14, 10000.0, device)
+    for length in (1024, 2048):
+        assert all(torch.equal(t, w[:length]) for t, w in
+                   zip(rope_table(8, length, 10000.0, device), whole))
+    rope_table.cache_clear()
+    config = GPTConfig(40, 32, 48, 1, 4, max_position_embeddings=2**24)
+    for T in (5, 1024, 1025):
+        GPT(config)(torch.zeros(1, T, dtype=torch.long))
+    for length in (1024, 2048):
+        rope_table(8, length, 10000.0, device, None)
+    assert rope_table.cache_info()[:2] == (3, 2)        # (found, made): no other length was made
+
+
 def test_positions_survive_bfloat16_and_inference_mode(model, ids):
     rope_table.cache_clear()
     with torch.inference_mode():

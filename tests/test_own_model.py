@@ -19,8 +19,10 @@ transformers = pytest.importorskip("transformers")
 peft = pytest.importorskip("peft")
 pytest.importorskip("tokenizers")
 pytest.importorskip("jinja2")
+from minipeft import GPT
 from minipeft.__main__ import main
-from minipeft.llm import chat, hf_config, load
+from minipeft.llm import base, chat, hf_config, load
+from minipeft.llm.gguf import GGUF
 from minipeft.llm.run_files import load_trained
 from minipeft.nf4 import quantize_model
 
@@ -150,7 +152,11 @@ def test_a_run_goes_on_and_answers_on_its_own_model_alone(here, capsys):
     tensors = load_file("a/model.safetensors")
     save_file(tensors | {"model.norm.weight": 1.01 * tensors["model.norm.weight"]},
               "trained on/model.safetensors")
-    for model in ("other", '"trained on"'):
+    shutil.copytree("a", "merged into")               # LoRA leaves embedding, norms and head alone
+    up = "model.layers.1.mlp.up_proj.weight"
+    save_file(tensors | {up: tensors[up] + 1e-3 * torch.randn(96, 1) @ torch.randn(1, 64)},
+              "merged into/model.safetensors")
+    for model in ("other", '"trained on"', '"merged into"'):
         for line in ("finetune --resume --out run", "generate hi --adapter run",
                      "merge run --out merged"):
             assert "is not the model that run was trained on" in one_line(
@@ -173,7 +179,7 @@ BAD = {
     "a file": ("mine.jsonl", "no model .*mine.jsonl: it must be smollm2, a folder"),
     "an empty folder": ("empty", "empty holds no config.json"),
     "no chat": ("mute", "mute holds no chat template"),
-    "no end": ("endless", "mine.jsonl, conversation 1: the chat template writes none of the tok"),
+    "no end": ("endless", "mine.jsonl, conversation 1: the chat template must write a token that"),
     "damaged": ("bad.gguf", "bad.gguf: it must be a GGUF file of version 2 or 3"),
 }
 
@@ -204,6 +210,74 @@ def test_an_example_for_which_the_model_has_no_position_is_refused_before_the_fi
         assert not Path("run").exists()
     assert run(f"{line.replace(str(9 * room), str(room))} --method lora --out run") == 0
     assert "1 left out" in capsys.readouterr().out
+
+
+def test_two_models_merged_from_the_same_one_are_two(here):
+    """Their config, tokenizer, embedding and norms are equal."""
+    tiny_folder.write(here / "a")
+    for seed in (1, 2):
+        assert run(f"{FINETUNE}a --seed {seed}".replace("--out run", f"--out run{seed}")) == 0
+        assert run(f"merge run{seed} --out merged{seed}") == 0
+    shutil.copytree("merged1", "again")
+    found = [base.fingerprint(model) for model in ("merged1", "merged2", "again")]
+    assert found[0] == found[2] != found[1]
+    tiny_gguf.write(here / "a.gguf", tiny_gguf.tensors)
+    content = bytearray(Path("a.gguf").read_bytes())
+    file = GGUF(Path("a.gguf"))
+    content[file.start + file.tensors["blk.1.ffn_up.weight"][2]] ^= 1
+    Path("b.gguf").write_bytes(content)
+    assert base.fingerprint("a.gguf") != base.fingerprint("b.gguf")
+
+
+def test_a_run_that_is_taken_for_a_model_is_told_what_it_is(here, capsys):
+    tiny_folder.write(here / "a")
+    assert run(FINETUNE + "a") == 0
+    assert "run holds no config.json" in (said := one_line(capsys, 1, "generate hi --model run"))
+    assert "merge makes a model of it" in said
+    for model in ("Qwen3-0.6B", "gone.gguf"):
+        assert "or a model's folder, its config.json or a .gguf file that is there" in one_line(
+            capsys, 2, f"memory --model {model}")
+
+
+def test_a_token_that_ends_an_answer_is_no_text_also_where_it_is_not_called_special(
+        here, capsys, monkeypatch):
+    tiny_folder.write(here / "a")
+    entries = json.loads(Path("a/tokenizer.json").read_text())
+    for token in entries["added_tokens"]:
+        token["special"] = token["content"] != "<|end|>"
+    Path("a/tokenizer.json").write_text(json.dumps(entries))
+    line = json.dumps({"prompt": "a", "completion": "b <|end|> c"}) + "\n"
+    Path("mine.jsonl").write_text(line * 2)
+    assert "line 1: what the assistant says holds <|end|>" in one_line(capsys, 1, FINETUNE + "a")
+    monkeypatch.setattr(GPT, "stream", lambda *args: torch.tensor([[65], [66], [1]]).split(1))
+    assert run("generate hi --model a") == 0
+    assert capsys.readouterr().out == load("a")[1].decode([65, 66]) + "\n"
+
+
+def test_a_card_never_holds_the_float32_of_which_4_bits_are_made(here, capsys, monkeypatch):
+    """The embedding and the head of a 7B model take 4.4 GB in float32, half in bfloat16."""
+    tiny_folder.write(here / "a")
+    cli, held = importlib.import_module("minipeft.cli.finetune"), []
+    apply = torch.nn.Embedding._apply
+
+    def spy(module, *args, **kwargs):
+        apply(module, *args, **kwargs)
+        held.append((module.weight.device.type, module.weight.dtype))
+        return module
+    monkeypatch.setattr(torch.nn.Embedding, "_apply", spy)
+    monkeypatch.setattr(cli, "start_processes", lambda: torch.device("meta"))
+    monkeypatch.setattr(cli, "train", lambda *args: cli.check_output(Path("mine.jsonl")))
+    line = (FINETUNE + "a --method qlora").replace("float32", "bfloat16")
+    assert "must be a folder" in one_line(capsys, 2, line)         # where the steps would begin
+    assert {kind for kind in held if kind[0] == "meta"} == {("meta", torch.bfloat16)}
+
+
+def test_validation_examples_that_are_too_long_are_counted_too(here, capsys):
+    tiny_folder.write(here / "a")
+    long = {"prompt": "say " + 70 * "z", "completion": "it"}
+    Path("other.jsonl").write_text(Path("mine.jsonl").read_text() + json.dumps(long) + "\n")
+    assert run(FINETUNE + "a --max-length 60 --validation other.jsonl") == 0
+    assert "30 training, 30 validation, 1 left out" in capsys.readouterr().out
 
 
 def test_a_text_with_a_control_token_of_this_model_is_refused_and_others_are_texts(here, capsys):
@@ -244,6 +318,16 @@ def forgetful(messages, add_generation_prompt: bool) -> str:
     turns = [("(thought)" * (i + 1 == len(messages)) if m["role"] == "assistant" else "")
              + m["content"] + "." for i, m in enumerate(messages)]
     return "".join(turns)
+
+
+def test_a_template_that_asks_with_more_than_an_answer_begins_with_is_told_so():
+    """As DeepSeek-R1's, which asks with the beginning of thoughts."""
+    def thoughtful(messages, add_generation_prompt: bool) -> str:
+        text = "".join(f"{m['role'][0]}:{m['content']}." for m in messages)
+        return text + ("a:<think>" if add_generation_prompt else "")
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    with pytest.raises(ValueError, match="asks with 'a:<think>', and writes 'a:y.'; change"):
+        chat.encode_by_template(messages, thoughtful, characters, (ord("."),))
 
 
 def test_a_template_that_rewrites_earlier_turns_is_refused_unless_they_have_weight_0():

@@ -254,6 +254,24 @@ def test_a_build_that_fails_leaves_the_earlier_site(quick, tmp_path, monkeypatch
     assert contents(tmp_path) == before
 
 
+def test_a_site_that_stands_in_docs_is_no_source_of_the_next(tmp_path, monkeypatch):
+    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(sites, "CHECKOUT", tmp_path)
+    for name in (*sites.PAGES, "results.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(sites, "RESULTS", tmp_path)
+    before = contents(tmp_path / "docs")
+    for name in ("_build/html", "_build/html.part"):    # Sphinx's usual place
+        (tmp_path / "docs" / name / "downloads").mkdir(parents=True)
+        (tmp_path / "docs" / name / sites.MARK).touch()
+        (tmp_path / "docs" / name / "downloads" / "03_lora.ipynb").touch()
+    sites.lay_out(tmp_path / "sources", [])
+    copied = contents(tmp_path / "sources")
+    assert {name for name in copied if "_build" in name} == set()
+    assert before.items() <= copied.items()
+
+
 def test_two_builds_at_once_do_not_mix(quick, tmp_path, monkeypatch):
     def second(sources, out, scratch):
         with pytest.raises(ValueError, match="another process is at work in .*site.part"):

@@ -116,7 +116,7 @@ def encoded(messages: chat.Messages, tokenizer: FolderTokenizer, where: str) -> 
 
 
 def read_data(settings: dict, tokenizer: FolderTokenizer) -> tuple[list, list, int]:
-    """(training, validation, how many examples were left out as too long)."""
+    """(training, validation, how many examples of both were left out as too long)."""
     data, seed = settings["data"], settings["recipe"]["seed"]
 
     def read(path):
@@ -128,8 +128,9 @@ def read_data(settings: dict, tokenizer: FolderTokenizer) -> tuple[list, list, i
     training = chat.fitting(examples, data["max_length"])
     left_out = len(examples) - len(training)
     if data["validation"]:
-        validation = read(data["validation"])
-        return training, chat.fitting(validation, data["max_length"]), left_out
+        examples = read(data["validation"])
+        validation = chat.fitting(examples, data["max_length"])
+        return training, validation, left_out + len(examples) - len(validation)
     return *chat.split(training, N_VALIDATION, seed), left_out
 
 
@@ -201,7 +202,7 @@ def prepare(args, settings: dict, device: torch.device) -> tuple[Run, list, list
     training, validation, left_out = read_data(settings, tokenizer)
     check_same_data(settings)
     check_fit(model, recipe, training + validation)
-    model.to(device)
+    model.to(device, getattr(torch, recipe.dtype))     # the card sees no float32 that is rounded
     run = Run(recipe.adapt(model), recipe, Schedule(**settings["schedule"]), args.out)
     settings["data"]["left_out"] = left_out
     settings["data"]["examples"] = [len(training), len(validation)]

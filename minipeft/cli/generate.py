@@ -39,7 +39,8 @@ def answer(model, tokenizer, args) -> None:
     new, shown = [], ""
     for token in model.stream(torch.tensor([ids]), args.max_new_tokens, args.temperature,
                               tokenizer.end_ids):
-        new.append(token.item())
+        if token.item() not in tokenizer.end_ids:          # special or not, it is no text
+            new.append(token.item())
         text = tokenizer.decode(new)
         if not text.endswith("\ufffd"):
             print(text[len(shown):], end="", flush=True)

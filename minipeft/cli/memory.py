@@ -78,7 +78,8 @@ def read_model(model: str) -> hf_config.Model:
         return hf_config.Model(base.read_config(path))
     if path.suffix != ".json":
         raise ValueError(f"unknown model {model!r}{nearest(model, PRESETS)}; known: "
-                         f"{', '.join(PRESETS)}, or the path of a config.json or .gguf file")
+                         f"{', '.join(PRESETS)}; or a model's folder, its config.json or a .gguf "
+                         f"file that is there")
     if not path.is_file():
         raise ValueError(f"no file {path}")
     return hf_config.read(path)

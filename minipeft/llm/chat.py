@@ -81,7 +81,8 @@ def encode_by_template(messages: Messages, chat_text: Callable[[Messages, bool],
     """`encode_example` for any chat template: an answer is what `chat_text` of a conversation adds
     to that of the conversation before it and the answer's beginning, to the token that ends it.
 
-    ValueError for a template that writes an earlier turn otherwise once the conversation goes on.
+    ValueError for a template that writes an answer or an earlier turn otherwise once the
+    conversation goes on.
     """
     ids, labels, text, whole = [], [], "", chat_text(messages, False)
     for i, message in enumerate(messages):
@@ -92,21 +93,44 @@ def encode_by_template(messages: Messages, chat_text: Callable[[Messages, bool],
         if not (asked.startswith(text) and answered.startswith(asked)
                 and (i + 1 == len(messages) or whole.startswith(answered))):
             if counts:
+                check_begins(chat_text(messages[:i], False), asked, answered)
                 raise ValueError("the chat template writes an earlier turn otherwise once the "
                                  "conversation goes on, so what is learned would never be seen; "
                                  "make an example of each answer, with those before it of weight 0")
             continue
-        before, answer = encode(asked[len(text):]), encode(answered[len(asked):])
+        before = added(ids, text, asked, encode)
+        answer = added(ids + before, asked, answered, encode)
         end = next((n for n, token in enumerate(answer, 1) if token in end_ids), None)
         if counts and end is None:
-            raise ValueError("the chat template writes none of the tokens that end an answer "
-                             "behind one, so the model would learn to go on for ever")
+            raise ValueError(f"the chat template must write a token that ends an answer behind "
+                             f"one, got ...{answered[-20:]!r}; name the token that it writes as "
+                             f"eos_token_id, in generation_config.json")
         last = end if i + 1 == len(messages) else None
         ids += before + answer[:last]
         learned = answer[:end] if counts else []
         labels += [IGNORE] * len(before) + learned + [IGNORE] * (len(answer[:last]) - len(learned))
         text = answered
     return ids, labels
+
+
+def check_begins(before: str, asked: str, answered: str) -> None:
+    """ValueError for a template that asks for an answer, behind the turns `before`, with what it
+    does not write in front of one, such as the beginning of thoughts."""
+    if asked.startswith(before) and answered.startswith(before) and not answered.startswith(asked):
+        asks, writes = short(asked[len(before):]), short(answered[len(before):])
+        raise ValueError(f"the chat template must begin an answer as it asks for one, and asks "
+                         f"with {asks}, and writes {writes}; change what add_generation_prompt "
+                         f"adds in the template")
+
+
+def added(ids: list[int], text: str, longer: str, encode: Encode) -> list[int]:
+    """What the ids of `longer` are beyond `ids`, those of the `text` that it begins with.
+
+    They are those of the whole where it begins with `ids`, for a tokenizer may put a space in
+    front of what is encoded alone; elsewhere what is added is encoded alone.
+    """
+    whole = encode(longer)
+    return whole[len(ids):] if whole[:len(ids)] == ids else encode(longer[len(text):])
 
 
 def read_jsonl(path: Path, control: Sequence[str] = CONTROL) -> list[Messages]:

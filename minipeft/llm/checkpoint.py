@@ -76,7 +76,8 @@ def write_transformers_files(model: GPT, tokenizer: FolderTokenizer, folder: Pat
 def read_config(folder: Path) -> GPTConfig:
     """ValueError for what hf_config.read refuses, and for a window that ends within the context."""
     if not (folder / CONFIG).is_file():
-        raise FileNotFoundError(f"{folder} holds no {CONFIG}; {DO}")
+        raise FileNotFoundError(f"{folder} holds no {CONFIG}; {DO}. (A run's folder is an "
+                                f"adapter: generate takes it so, merge makes a model of it)")
     found = hf_config.read(folder / CONFIG)
     longest = found.config.max_position_embeddings
     if found.window is not None and found.window < longest:
@@ -92,9 +93,6 @@ def find_shards(folder: Path) -> dict[str, Path]:
     index, single = folder / INDEX, folder / WEIGHTS
     others = sorted(path for path in folder.glob("model-*.safetensors")
                     if SHARD.fullmatch(path.name))
-    if index.exists() and single.exists():
-        raise ValueError(f"{folder} holds {WEIGHTS} and {INDEX}, which names other files; delete "
-                         f"the one that is not the model's")
     if not index.exists():
         if others or not single.exists():
             wanted = INDEX if others else f"{WEIGHTS}, and no {INDEX}"
@@ -123,6 +121,10 @@ def read_index(index: Path) -> dict[str, Path]:
             raise ValueError(f"{index}: weight_map must name safetensors files beside it, got "
                              f"{short(file)} for {plain(name)}; {DO}")
         shards[name] = index.parent / file
+    single = index.parent / WEIGHTS
+    if single.exists() and set(shards.values()) - {single}:
+        raise ValueError(f"{index.parent} holds {WEIGHTS} and {INDEX}, which names other files; "
+                         f"delete the one that is not the model's")
     absent = sorted(path.name for path in set(shards.values()) if not path.is_file())
     if absent:
         raise FileNotFoundError(f"{index} names {', '.join(map(plain, absent[:3]))}"

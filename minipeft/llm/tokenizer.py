@@ -2,6 +2,7 @@
 
     tokenizer.json            read by the library `tokenizers`
     tokenizer_config.json     names of its control tokens; often the chat template
+    special_tokens_map.json   those names, in folders of before 2023
     chat_template.jinja       the chat template, where it has a file of its own
     generation_config.json    the tokens that end an answer; otherwise config.json says them
 """
@@ -19,7 +20,8 @@ except ImportError:             # said by read_tokenizer
     Tokenizer = Encoding = None
 
 TOKENIZER, SETTINGS, TEMPLATE = "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
-GENERATION = "generation_config.json"
+GENERATION, NAMES = "generation_config.json", "special_tokens_map.json"
+FILES = (TOKENIZER, SETTINGS, NAMES, TEMPLATE, GENERATION)
 CONTROL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token",
            "mask_token")
 DO = "restore it"
@@ -50,9 +52,10 @@ class FolderTokenizer:
 
     @property
     def control_words(self) -> list[str]:
-        """Texts that are one token each and no text."""
-        added = self.tokenizer.get_added_tokens_decoder().values()
-        return [token.content for token in added if token.special]
+        """Texts that are one token each and no text: also one that ends an answer, and that
+        tokenizer.json does not call special."""
+        added = self.tokenizer.get_added_tokens_decoder()
+        return [token.content for i, token in added.items() if token.special or i in self.end_ids]
 
     def chat_text(self, messages: Sequence[Mapping], add_generation_prompt: bool = True) -> str:
         """A conversation as the model was trained to see it, and the start of an answer.
@@ -61,14 +64,15 @@ class FolderTokenizer:
         """
         if self.template is None:
             raise ValueError(f"{self.folder} holds no chat template, neither {TEMPLATE} nor in "
-                             f"{SETTINGS}; it is no model for conversations")
+                             f"{SETTINGS}; take the model's version for conversations, or write a "
+                             f"template there")
         messages = [{"role": m["role"], "content": m["content"]} for m in messages]
         return self.template.render(messages=messages, tools=None, documents=None,
                                     add_generation_prompt=add_generation_prompt, **self.control)
 
     def copy_files(self, folder: Path) -> None:
         """The same tokenizer, template and end tokens beside a model in another folder."""
-        for name in (TOKENIZER, SETTINGS, TEMPLATE, GENERATION):
+        for name in FILES:
             if (self.folder / name).exists():
                 shutil.copyfile(self.folder / name, folder / name)
 
@@ -89,10 +93,8 @@ def read_tokenizer(folder: Path, config: GPTConfig, entries: Mapping) -> FolderT
     path = folder / SETTINGS
     settings = read_json(path, DO) if path.exists() else {}
     check_added(settings.get("added_tokens_decoder"), tokenizer, path)
-    control = {name: control_token(settings[name], name, path) for name in CONTROL
-               if settings.get(name) is not None}
-    return FolderTokenizer(folder, tokenizer, control, read_template(folder, settings),
-                           read_end_ids(folder, config, entries))
+    return FolderTokenizer(folder, tokenizer, read_control(folder, settings),
+                           read_template(folder, settings), read_end_ids(folder, config, entries))
 
 
 def read_library_tokenizer(path: Path) -> "Tokenizer":
@@ -119,6 +121,18 @@ def check_added(added, tokenizer: "Tokenizer", path: Path) -> None:
                 tokenizer.token_to_id(content) != int(index[:20])):
             raise ValueError(f"{path}: added_tokens_decoder says that {plain(index)} is "
                              f"{short(content)}, which {TOKENIZER} does not; {DO}")
+
+
+def read_control(folder: Path, settings: Mapping) -> dict[str, str]:
+    """The texts of the control tokens by name. Where tokenizer_config.json lists no added tokens,
+    special_tokens_map.json counts before it, as in transformers."""
+    path, names, found = folder / NAMES, {}, {}
+    if path.exists() and "added_tokens_decoder" not in settings:
+        names = read_json(path, DO)
+    for where, entries in ((folder / SETTINGS, settings), (path, names)):
+        found |= {name: control_token(entries[name], name, where) for name in CONTROL
+                  if entries.get(name) is not None}
+    return found
 
 
 def control_token(value, name: str, path: Path) -> str:

@@ -239,6 +239,69 @@ def test_the_chat_text_and_its_tokens_are_transformers(name, place, tmp_path):
     assert refused < 2 * len(CHATS)
 
 
+@pytest.mark.parametrize("added", [False, True])
+def test_old_folders_name_their_control_tokens_in_a_file_of_their_own(added, tmp_path):
+    """Which counts, says transformers, where tokenizer_config.json lists no added tokens."""
+    tiny_folder.write(tmp_path, template="{{ bos_token }}{% for m in messages %}"
+                                         "{{ m.content }}{{ eos_token }}{% endfor %}")
+    settings = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    del settings["eos_token"]
+    if added:
+        settings["added_tokens_decoder"] = {str(i): {"content": word, "special": True}
+                                            for i, word in enumerate(tiny_folder.CONTROL)}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    names = tmp_path / "special_tokens_map.json"
+    names.write_text(json.dumps({"bos_token": "<|of|>", "eos_token": {"content": "<|end|>"}}))
+    theirs = AutoTokenizer.from_pretrained(tmp_path)
+    ours = load(tmp_path)[1]
+    text = theirs.apply_chat_template(CHATS[2], tokenize=False)
+    assert ours.chat_text(CHATS[2], False) == text
+    assert text == ("<|start|>ab" if added else "<|of|>a<|end|>b<|end|>")
+
+
+# As Zephyr's and TinyLlama's, whose turns begin with a line, as Mistral's, where a space stands
+# between question and answer, and as Llama 3's; {% generation %} marks what the assistant says
+TURNS = {
+    "lines": """\
+{% for m in messages %}<|start|>{{ m.role }}
+{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>{% endgeneration %}
+{% else %}{{ m.content }}<|end|>{% endif %}{{ '\n' }}{% endfor %}
+{% if add_generation_prompt %}{{ '<|start|>assistant\n' }}{% endif %}""",
+    "a space": """\
+<|start|>{% for m in messages %}{% if m.role == 'assistant' %}
+{% generation %}{{ ' ' ~ m.content }}<|end|>{% endgeneration %}
+{% else %}[I] {{ m.content }} [/I]{% endif %}{% endfor %}""",
+    "control tokens": """\
+{% for m in messages %}<|start|>{{ m.role }}<|of|>
+{%- if m.role == 'assistant' %}{% generation %}{{ m.content }}<|end|>{% endgeneration %}
+{% else %}{{ m.content }}<|end|>{% endif %}{% endfor %}
+{% if add_generation_prompt %}<|start|>assistant<|of|>{% endif %}""",
+}
+TALKS = [[{"role": role, "content": content} for role, content in zip(("user", "assistant") * 2, c)]
+         for c in (("the cat", "sat on the mat"), ("12", "the dog lay down", "and", "in the sun"),
+                   ("a", "1 apple", "b  c", "Grüße"))]
+
+
+@pytest.mark.parametrize("turns", TURNS)
+@pytest.mark.parametrize("name", tiny_folder.TOKENIZERS)
+def test_what_is_learned_are_the_tokens_that_transformers_makes_of_the_conversation(
+        name, turns, tmp_path):
+    """Also where a tokenizer puts a space in front of every text. The last turn ends at its end."""
+    tokenizer = tiny_folder.TOKENIZERS[name]()
+    tiny_folder.write(tmp_path, tiny_folder.LLAMA | {"eos_token_id": tokenizer.token_to_id(
+        "<|end|>")}, tokenizer, TURNS[turns])
+    ours, theirs = load(tmp_path)[1], AutoTokenizer.from_pretrained(tmp_path)
+    for messages in TALKS:
+        ids, labels = chat.encode_by_template(messages, ours.chat_text,
+                                              lambda text: ours.encode(text).ids, ours.end_ids)
+        wanted = theirs.apply_chat_template(messages, return_dict=True,
+                                            return_assistant_tokens_mask=True)
+        assert ids == wanted["input_ids"][:len(ids)]
+        assert ours.end_ids == tuple(ids[-1:]) and ids[-1] not in wanted["input_ids"][len(ids):]
+        learned = [i for i, said in zip(wanted["input_ids"], wanted["assistant_masks"]) if said]
+        assert [i for i in labels if i != -100] == learned
+
+
 # ---------------------------------------------------------------- adapters, merging
 
 
