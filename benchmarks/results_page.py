@@ -112,6 +112,8 @@ Written by `python benchmarks/results_page.py` from the files in `benchmarks/res
 
 ![NF4 kernels](results/nf4_cpu.png)
 
+![4-bit layers, of the faster of bitsandbytes' two ways](results/nf4_cpu_layers.png)
+
 ## A training step beside HuggingFace PEFT
 
 `python -m minipeft bench step --out benchmarks/results`

@@ -156,7 +156,8 @@ def loaded(layer, other, **how):
 
 WAYS_TO_OTHER_CODES = {
     "loaded": loaded, "loaded, the tensors taken over": functools.partial(loaded, assign=True),
-    "loaded, the tensors swapped": swapped, "filled": filled, "sliced": sliced, "moved": moved, "by data": by_data,
+    "loaded, the tensors swapped": swapped, "filled": filled, "sliced": sliced,
+    "moved": moved, "by data": by_data,
     "a copy, loaded": lambda layer, other: loaded(copy.deepcopy(layer), other),
     "unpickled, loaded": lambda layer, other: loaded(pickle.loads(pickle.dumps(layer)), other),
     "in shared memory, loaded": lambda layer, other: loaded(layer.share_memory(), other),
