@@ -14,7 +14,7 @@ from gpu import fits, kernels, latency, quality
 from minipeft.cli.capacity import report as capacity_report
 from minipeft.cli.compare import graded_report, report
 from minipeft.files import write_text
-from minipeft.lab import bench_nf4, bench_step, capacity, graded, plot, summary
+from minipeft.lab import bench_decode, bench_nf4, bench_step, capacity, graded, plot, summary
 from minipeft.lab import tool_calls as lab_tool_calls
 from minipeft.lab.tool_calls_plot import PICTURES
 
@@ -121,6 +121,16 @@ Written by `python benchmarks/results_page.py` from the files in `benchmarks/res
 ```
 {bench_step.table(stored("step.json"))}
 ```
+
+## Decoding beside transformers, HuggingFace PEFT and bitsandbytes
+
+`python -m minipeft bench decode --out benchmarks/results`
+
+```
+{bench_decode.table(stored("decode.json"))}
+```
+
+![tokens a second of SmolLM2](results/decode.png)
 
 ## Every method on a real language model
 

@@ -32,7 +32,7 @@ ROOMS = {"nf4": "reference state cpu gpu dispatch linear __init__",
                 "base shared_prefix run_files finetune __init__",
          "lab": "__init__ sources memory study runs rates graded capacity intervals "
                 "compare summary plot tool_calls tool_calls_plot diagrams turns bench_layer "
-                "bench_nf4 bench_step",
+                "bench_nf4 bench_step bench_decode",
          "course": "__init__ notebook questions boxes cards execute exercises assignment student "
                    "grade claims explore site",
          "claims": "claim counts computed measured observed table report __init__",
@@ -174,7 +174,8 @@ def test_zero_is_a_value_so_no_default_is_written_with_or(path):
 
 # Who else may open JSON or safetensors: json.loads of what a process of ours has just printed or
 # made, files under a checksum
-READERS = {"files.py": {"loads", "safe_open"}, "bench_step.py": {"loads"}, "execute.py": {"loads"},
+READERS = {"files.py": {"loads", "safe_open"}, "bench_step.py": {"loads"},
+           "bench_decode.py": {"loads"}, "execute.py": {"loads"},
            "pretrain.py": {"safetensors.load"}}
 
 
