@@ -86,7 +86,7 @@ class LoraLinear(Adapter):
         y = self.base_layer(x)                                           # W0 x + b, (..., out)
         dtype = product_dtype(y)
         A, B = (linear.weight.to(dtype) for linear in (self.lora_A, self.lora_B))
-        low = F.linear(self.lora_dropout(x.type_as(A)), A)
+        low = F.linear(self.lora_dropout(x.type_as(A)), A)               # A x, (..., r)
         # y + s B (A x) in one pass over y; (B A) x would cost in * out a token, as the base does
         rows = (t.reshape(-1, t.shape[-1]) for t in (y.type_as(A), low))
         return torch.addmm(*rows, B.T, alpha=self.scaling).type_as(y).view_as(y)
