@@ -139,8 +139,8 @@ def test_each_round_begins_with_the_next_contender_and_the_first_two_do_not_coun
 
 
 def test_a_short_call_is_repeated_and_a_long_one_is_not(monkeypatch):
-    taken = iter([0.004, 0.001, 0.003, 0.002])
-    clock = iter([0.0, 0.001, 0.002, 0.006])
+    taken = iter([0.09, 0.001, 0.003, 0.002])             # waking the threads took a tick
+    clock = iter([0.0, 0.004, 0.01, 0.03])
     monkeypatch.setattr(turns, "timed", lambda call: next(taken))
     monkeypatch.setattr(turns, "perf_counter", lambda: next(clock))
     assert turns.turn(None) == 0.002            # of the three after the first

@@ -18,7 +18,8 @@ from ..measure import synchronize
 
 OURS, PEER, TORCH = "minipeft", "bitsandbytes", "torch"
 PAUSE_SECONDS = 0.02           # for the threads of the process that ran last to fall asleep
-TURN_SECONDS = 0.005           # a shorter call is repeated for so long
+TURN_SECONDS = 0.02            # a shorter call is repeated for so long
+LONG_SECONDS = 0.1             # beside which waking up is nothing
 WARMUPS = 2
 
 Build = Callable[[], Callable]     # -> the call that is timed
@@ -67,11 +68,15 @@ def serve(pipe: Connection) -> None:
 
 
 def turn(call: Callable) -> float:
-    """Seconds of a call; of a short one the median of several, after one that wakes the threads."""
-    seconds, end = [timed(call)], perf_counter() + TURN_SECONDS
-    while seconds[0] < TURN_SECONDS and (len(seconds) == 1 or perf_counter() < end):
+    """Seconds of a call: the median of those that fit into TURN_SECONDS, after one that wakes the
+    threads, which may take a tick of the scheduler; of a long one, its only call."""
+    seconds, woken = [], timed(call)
+    if woken > LONG_SECONDS:
+        return woken
+    end = perf_counter() + TURN_SECONDS
+    while not seconds or perf_counter() < end:
         seconds.append(timed(call))
-    return statistics.median(seconds[1:] if seconds[1:] else seconds)
+    return statistics.median(seconds)
 
 
 def timed(call: Callable) -> float:
