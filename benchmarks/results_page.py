@@ -14,7 +14,7 @@ from gpu import fits, kernels, latency, quality
 from minipeft.cli.capacity import report as capacity_report
 from minipeft.cli.compare import graded_report, report
 from minipeft.files import write_text
-from minipeft.lab import bench_nf4, bench_step, capacity, graded, plot, summary
+from minipeft.lab import bench_decode, bench_nf4, bench_step, capacity, graded, plot, summary
 from minipeft.lab import tool_calls as lab_tool_calls
 from minipeft.lab.tool_calls_plot import PICTURES
 from minipeft.llm.chat import read_jsonl
@@ -114,6 +114,8 @@ Written by `python benchmarks/results_page.py` from the files in `benchmarks/res
 
 ![NF4 kernels](results/nf4_cpu.png)
 
+![4-bit layers, of the faster of bitsandbytes' two ways](results/nf4_cpu_layers.png)
+
 ## A training step beside HuggingFace PEFT
 
 `python -m minipeft bench step --out benchmarks/results`
@@ -121,6 +123,16 @@ Written by `python benchmarks/results_page.py` from the files in `benchmarks/res
 ```
 {bench_step.table(stored("step.json"))}
 ```
+
+## Decoding beside transformers, HuggingFace PEFT and bitsandbytes
+
+`python -m minipeft bench decode --out benchmarks/results`
+
+```
+{bench_decode.table(stored("decode.json"))}
+```
+
+![tokens a second of SmolLM2](results/decode.png)
 
 ## Every method on a real language model
 

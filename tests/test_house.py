@@ -31,7 +31,8 @@ ROOMS = {"nf4": "reference state cpu gpu dispatch linear __init__",
          "llm": "gguf hf_config gguf_model chat smollm2 chat_template tokenizer checkpoint "
                 "base shared_prefix run_files finetune __init__",
          "lab": "__init__ sources memory study runs rates graded capacity intervals "
-                "compare summary plot tool_calls tool_calls_plot diagrams bench_nf4 bench_step",
+                "compare summary plot tool_calls tool_calls_plot diagrams turns bench_layer "
+                "bench_nf4 bench_step bench_decode",
          "course": "__init__ notebook questions boxes cards execute exercises assignment student "
                    "grade claims explore site",
          "claims": "claim counts computed measured observed table report __init__",
@@ -39,7 +40,7 @@ ROOMS = {"nf4": "reference state cpu gpu dispatch linear __init__",
          "cli": "__init__"}
 OPTIONAL = {"triton": {"gpu"}, "tokenizers": {"gguf_model", "tokenizer"},
             "jinja2": {"chat_template"}, "transformers": {"bench_step"},
-            "peft": {"bench_step"}, "bitsandbytes": {"bench_nf4", "bench_step"},
+            "peft": {"bench_step"}, "bitsandbytes": {"bench_layer", "bench_nf4", "bench_step"},
             "nbclient": {"execute"}, "nbformat": {"execute", "student"},
             "jupyter_client": {"execute"}, "ipykernel": {"execute"}, "nbgrader": {"student"},
             "genanki": {"cards"}, "plotly": {"page"}, "sphinx": {"site"}}
@@ -173,7 +174,8 @@ def test_zero_is_a_value_so_no_default_is_written_with_or(path):
 
 # Who else may open JSON or safetensors: json.loads of what a process of ours has just printed or
 # made, files under a checksum
-READERS = {"files.py": {"loads", "safe_open"}, "bench_step.py": {"loads"}, "execute.py": {"loads"},
+READERS = {"files.py": {"loads", "safe_open"}, "bench_step.py": {"loads"},
+           "bench_decode.py": {"loads"}, "execute.py": {"loads"},
            "pretrain.py": {"safetensors.load"}}
 
 

@@ -39,7 +39,8 @@ WRITING = {"compare --quick": "minipeft.lab.compare.compare",
            "course grade class": "minipeft.course.grade.collect",
            "course explore": "minipeft.course.explore.page.html",
            "claims --remeasure": "minipeft.course.claims.remeasure",
-           "bench nf4": "minipeft.lab.bench_nf4.run", "bench step": "minipeft.lab.bench_step.run"}
+           "bench nf4": "minipeft.lab.bench_nf4.run", "bench step": "minipeft.lab.bench_step.run",
+           "bench decode": "minipeft.lab.bench_decode.run"}
 
 
 # ---------------------------------------------------------------- what cannot be written

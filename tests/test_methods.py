@@ -257,20 +257,22 @@ def test_waiting_adapters_follow_to_and_stand_once_in_the_state_dict(case):
     assert {p.dtype for p in peft_model.parameters()} == {torch.float64}
 
 
-def test_over_a_bfloat16_base_lora_multiplies_in_bfloat16_and_learns_in_float32():
+@pytest.mark.parametrize("n_rows, dtype", [(100, torch.bfloat16), (5, torch.float32)])
+def test_over_a_bfloat16_base_lora_multiplies_many_rows_in_bfloat16_and_learns_in_float32(n_rows,
+                                                                                         dtype):
     base = nn.Sequential(nn.Linear(64, 32, bias=False)).bfloat16()
     layer = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["0"])).base_model[0]
     nn.init.normal_(layer.lora_B.weight)
-    kept, x = [], torch.randn(5, 64).bfloat16()
+    kept, x = [], torch.randn(n_rows, 64).bfloat16()
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         y = layer(x)
-    W, A, B = (linear.weight.detach().bfloat16().double()
+    W, A, B = (linear.weight.detach().to(dtype).double()
                for linear in (layer.base_layer, layer.lora_A, layer.lora_B))
-    low = (x.double() @ A.T).bfloat16().double()
+    low = (x.double() @ A.T).to(dtype).double()
     # bfloat16 keeps 8 bits: W x and the sum are rounded by at most 2^-9 of their size each
     torch.testing.assert_close(y.double(), x.double() @ W.T + 2 * low @ B.T, rtol=0,
                                atol=2 ** -8 * y.abs().max().item())
-    assert {t.dtype for t in kept} == {y.dtype} == {torch.bfloat16}     # half the bytes of float32
+    assert {t.dtype for t in kept} == {dtype} and y.dtype == torch.bfloat16
     y.float().square().sum().backward()
     assert all(p.dtype == p.grad.dtype == torch.float32 for p in layer.parameters()
                if p.requires_grad)

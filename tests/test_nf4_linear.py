@@ -2,6 +2,7 @@
 import copy
 import functools
 import json
+import pickle
 
 import pytest
 import torch
@@ -109,6 +110,87 @@ def test_state_dict_and_deepcopy_keep_every_bit(nested):
     for other in (fresh, copy.deepcopy(layer)):
         torch.testing.assert_close(other.dequantize(), layer.dequantize(), **EXACT)
         torch.testing.assert_close(other.bias, layer.bias, **EXACT)
+
+
+def moved(layer, other):
+    layer.to("meta").to_empty(device="cpu")
+    layer.load_state_dict(other.state_dict())
+    return layer
+
+
+def swapped(layer, other):
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        layer.load_state_dict(other.state_dict())
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    return layer
+
+
+def sliced(layer, other):
+    """As from one file that holds both: all of their bytes are parts of one storage."""
+    both = {name: torch.stack([t, other.state_dict()[name]])
+            for name, t in layer.state_dict().items()}
+    for i in (0, 1):
+        layer.load_state_dict({name: t[i] for name, t in both.items()}, assign=True)
+        layer(torch.randn(1, 128))
+    return layer
+
+
+def by_data(layer, other):
+    for mine, its in zip([*layer.buffers(), layer.bias], [*other.buffers(), other.bias]):
+        mine.data = its
+    return layer
+
+
+def filled(layer, other):
+    layer.fill(other.packed, other.quant_state)
+    layer.bias = other.bias
+    return layer
+
+
+def loaded(layer, other, **how):
+    layer.load_state_dict(other.state_dict(), **how)
+    return layer
+
+
+WAYS_TO_OTHER_CODES = {
+    "loaded": loaded, "loaded, the tensors taken over": functools.partial(loaded, assign=True),
+    "loaded, the tensors swapped": swapped, "filled": filled, "sliced": sliced,
+    "moved": moved, "by data": by_data,
+    "a copy, loaded": lambda layer, other: loaded(copy.deepcopy(layer), other),
+    "unpickled, loaded": lambda layer, other: loaded(pickle.loads(pickle.dumps(layer)), other),
+    "in shared memory, loaded": lambda layer, other: loaded(layer.share_memory(), other),
+    "called with": lambda layer, other: lambda x: torch.func.functional_call(
+        layer, dict(other.named_buffers()) | dict(other.named_parameters()), (x,))}
+
+
+@pytest.mark.parametrize("way", WAYS_TO_OTHER_CODES)
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_layer_that_has_other_codes_computes_with_them(way, nested):
+    """Whatever it has kept from its first call."""
+    layer, other = (NF4Linear.from_linear(nn.Linear(128, 96), double_quant=nested)
+                    for _ in range(2))
+    x = torch.randn(1, 128)
+    before, expected = layer(x), other(x)
+    if way.startswith(("a copy", "unpickled")):
+        same = WAYS_TO_OTHER_CODES[way](layer, copy.deepcopy(layer))
+        torch.testing.assert_close(same(x), before, **EXACT)
+    layer_now = WAYS_TO_OTHER_CODES[way](layer, other)
+    torch.testing.assert_close(layer_now(x), expected, **EXACT)
+    torch.testing.assert_close(other(x), expected, **EXACT)
+    assert not torch.equal(before, expected)
+    if layer_now is not layer:
+        torch.testing.assert_close(layer(x), before, **EXACT)
+
+
+def test_the_state_is_made_once_for_the_same_buffers_and_follows_their_bytes():
+    _, layer = linear_and_nf4()
+    state, before = layer.quant_state, layer.dequantize()
+    for part in (layer.absmax2, layer.offset):
+        part.zero_()                             # absmax = code2[q8] * absmax2 + offset
+    assert layer.quant_state is state
+    assert before.any() and not layer.dequantize().any()
 
 
 def test_nothing_in_it_is_trainable_and_the_linear_is_left_alone():

@@ -79,6 +79,24 @@ def test_two_threads_share_the_rows_of_w_without_gaps(batch):
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("flags", [{}, dict(BFLOAT16=False),
+                                   dict(AVX512=False, BFLOAT16=False, WIDE=())])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("dtype", list(SUMS))
+def test_what_is_no_number_and_what_is_too_large_stays_so(dtype, batch, flags, monkeypatch):
+    for name, value in flags.items():
+        monkeypatch.setattr(cpu, name, value)
+    packed, state = quantize_nf4(torch.ones(9, 128))
+    x = torch.ones(batch, 128, dtype=dtype)
+    x[-1, 5] = float("nan")
+    y = linear_nf4(packed, state, x)
+    assert y[-1].isnan().all() and y[:-1].isfinite().all()
+    x[-1, 5] = torch.finfo(dtype).max                 # and the sum of two is infinity
+    x[-1, 6] = x[-1, 5]
+    assert linear_nf4(packed, state, x)[-1].isinf().all()
+    assert linear_nf4(packed, state, x)[:-1].isfinite().all()
+
+
 @pytest.mark.parametrize("message, x", [
     ("(..., 96), on cpu; got torch.float32, (2, 97), on cpu", torch.randn(2, 97)),
     ("(..., 96), on cpu; got torch.int64, (96,), on cpu", torch.ones(96, dtype=torch.int64)),

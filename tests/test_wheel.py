@@ -33,8 +33,8 @@ DATA = {"data/learning_rates.json", "data/questions.json", "data/tiny_gpt.json",
         "data/tool_calls/train.jsonl", "results/claims.json", "results/compare/compare.json",
         "results/languages/graded.jsonl", "results/capacity/capacity.jsonl",
         "results/tool_calls/runs.jsonl", "results/tool_calls/step_costs.json"}
-# A command, and a part of what it prints. `bench step` would take minutes and 5 GB; its texts are
-# among DATA.
+# A command, and a part of what it prints. `bench step` and `bench decode` would take minutes and
+# 5 GB; their texts are among DATA.
 LONG = {"claims": "every check holds", "pretrain --steps 2": "written: results",
         "quiz --count 1": "No question answered.",
         "memory --model llama-2-7b --out plans": f"written: {Path('plans', 'memory.png')}",

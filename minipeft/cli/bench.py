@@ -5,17 +5,18 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ..lab import bench_nf4, bench_step
+from ..lab import bench_decode, bench_nf4, bench_step
 from . import check_output
 
 EXAMPLE = "python -m minipeft bench nf4"
-BENCHES = {"nf4": bench_nf4, "step": bench_step}
+BENCHES = {"nf4": bench_nf4, "step": bench_step, "decode": bench_decode}
 
 
 def arguments(parser) -> None:
     parser.add_argument("what", choices=list(BENCHES),
-                        help="nf4: quantize, dequantize, gemv beside bitsandbytes; step: a "
-                             "training step of SmolLM2 beside transformers + HF PEFT (installed)")
+                        help="nf4: kernels and layers beside bitsandbytes; step, decode: "
+                             "SmolLM2's training step, and its tokens/s, beside transformers + "
+                             "HF PEFT (installed)")
     parser.add_argument("--out", type=Path, default=Path("results"),
                         help="folder for the JSON and the picture (default: results)")
     parser.add_argument("--quick", action="store_true", help="fewer cases and rounds")

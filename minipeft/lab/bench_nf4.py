@@ -1,30 +1,23 @@
 """How fast NF4 is here, beside bitsandbytes (where installed), torch and a plain copy.
 
-Contenders of one case take turns, so that a drift of the machine hits all alike; only ratios within
-a case mean anything. Each library has a process of its own: in one, the threads of whoever ran last
-still spin for a while on the core that the next one needs. A new output costs its page faults
-(4 bytes a weight), so dequantizing is timed both with one and into a given buffer. gemv takes each
-matrix from a set too large for caches; the peer multiplies in two ways, and the faster one rounds
-to bfloat16.
+Contenders of one case take turns (turns.py). A new output costs its page faults (4 bytes a weight),
+so dequantizing is timed both with one and into a given buffer. gemv takes each matrix from a set
+too large for caches; the peer multiplies in two ways, and the faster one rounds to bfloat16. Then
+come whole layers (bench_layer.py).
 """
 import importlib.metadata
 import importlib.util
-import logging
-import multiprocessing
 import os
 import platform
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from itertools import cycle
-from multiprocessing.connection import Connection
 from pathlib import Path
-from time import perf_counter, sleep
 
 import torch
 from matplotlib.figure import Figure
@@ -33,23 +26,20 @@ from torch.nn import functional as F
 
 from ..figures import COLOURS, save_figure
 from ..files import CHECKOUT, write_json
-from ..measure import Timing, summary, synchronize
+from ..measure import summary
 from ..nf4 import backend_for, dequantize_nf4, gemv, quantize_nf4
+from . import bench_layer
+from .turns import OURS, PEER, Build, in_turn, sides
 
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)      # it names what it could download
 try:
     import bitsandbytes.functional as bnb
-    from bitsandbytes.nn import Linear4bit, Params4bit
 except ImportError:         # an optional peer: the table then lacks its rows, and says so
     bnb = None
 
-OURS, PEER, TORCH = "minipeft", "bitsandbytes", "torch"
 SHAPES = ((4096, 4096), (576, 1536))        # a 7B model's attention, SmolLM2's MLP
 QUICK_SHAPES = ((512, 512),)
 SET_BYTES = 2**29                           # that gemv's matrices fill together, of each contender
 QUICK_SET_BYTES = 2**22
-PAUSE_SECONDS = 0.02           # for the threads of the process that ran last to fall asleep
-WARMUPS = 2
 FIRST_USE = """
 import time, torch
 weight, x = torch.randn(256, 256), torch.randn(256)
@@ -69,6 +59,7 @@ class Case:
     nested: bool                   # double quantization
     device: str
     set_bytes: int
+    threads: int
 
     @property
     def name(self) -> str:
@@ -78,12 +69,13 @@ class Case:
         torch.manual_seed(0)
         return torch.randn(self.shape, device=self.device).to(self.dtype)
 
+    def builds(self) -> dict[str, Build]:
+        return OPERATIONS[self.operation](self)
 
-Build = Callable[[], Callable]     # -> the call that is timed
 
-
-def run(out: Path, quick: bool = False, progress=None) -> dict:
-    """Measure, write nf4_cpu.json and .png (or nf4_cuda) into the folder `out`, return the data."""
+def run(out: Path, quick: bool = False, progress=lambda asked, **_: asked) -> dict:
+    """Measure, write nf4_cpu.json, .png and _layers.png (or nf4_cuda) into the folder `out`, return
+    the data."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     shapes, rounds = (QUICK_SHAPES, 3) if quick else (SHAPES, 15)
     set_bytes = QUICK_SET_BYTES if quick else SET_BYTES
@@ -91,82 +83,23 @@ def run(out: Path, quick: bool = False, progress=None) -> dict:
                "cases": []}
     asked = [case for shape in shapes for case in cases(shape, device, set_bytes)]
     with sides() as pipes:
-        for case in progress(asked, desc="cases") if progress else asked:
-            timings = in_turn(case, rounds, pipes)
+        for case in progress(asked, desc="kernels"):
+            seconds = in_turn(case, rounds, pipes)
             results["cases"].append({
                 "operation": case.name, "shape": list(case.shape), "dtype": str(case.dtype)[6:],
-                "seconds": {name: timing.as_dict() for name, timing in timings.items()}})
+                "seconds": {name: summary(values).as_dict() for name, values in seconds.items()}})
+        results["layers"] = bench_layer.run(device, quick, pipes, progress)
     results["first_use_seconds"] = first_use()
     write(results, out, f"nf4_{device}")
     return results
 
 
 def cases(shape: tuple[int, int], device: str, set_bytes: int) -> Iterator[Case]:
+    where = device, set_bytes, torch.get_num_threads()
     for dtype, nested in ((torch.float32, False), (torch.float32, True), (torch.bfloat16, False)):
         for operation in ("quantize", "dequantize"):
-            yield Case(operation, shape, dtype, nested, device, set_bytes)
-    yield Case("gemv", shape, torch.float32, False, device, set_bytes)
-
-
-@contextmanager
-def sides() -> Iterator[dict[str, Connection]]:
-    """A process for minipeft, one for bitsandbytes, one for torch alone; how to talk to each."""
-    context, pipes, processes = multiprocessing.get_context("spawn"), {}, []
-    for side in (OURS, PEER, TORCH):
-        pipes[side], theirs = context.Pipe()
-        processes.append(context.Process(target=serve, args=(theirs, torch.get_num_threads()),
-                                         daemon=True))
-        processes[-1].start()
-        theirs.close()                       # so that a process that dies is noticed
-    try:
-        yield pipes
-    finally:
-        for process in processes:
-            process.terminate()
-            process.join()
-
-
-def serve(pipe: Connection, threads: int) -> None:
-    """Build a contender for (case, name), time a call of it for a name, forget all for None."""
-    torch.set_flush_denormal(True)
-    torch.set_num_threads(threads)
-    calls = {}
-    while True:
-        asked = pipe.recv()
-        if asked is None:
-            calls.clear()
-        elif isinstance(asked, tuple):
-            case, name = asked
-            calls[name] = OPERATIONS[case.operation](case)[name]()
-        else:
-            start = perf_counter()
-            calls[asked]()
-            synchronize()
-            pipe.send(perf_counter() - start)
-
-
-def in_turn(case: Case, rounds: int, pipes: dict[str, Connection]) -> dict[str, Timing]:
-    """Time each contender once a round, after two warm-ups."""
-    names = list(OPERATIONS[case.operation](case))
-    pipe = {name: pipes[side_of(name)] for name in names}
-    for name in names:
-        pipe[name].send((case, name))
-    seconds = {name: [] for name in names}
-    for number in range(WARMUPS + rounds):
-        for name in names:
-            sleep(PAUSE_SECONDS)
-            pipe[name].send(name)
-            taken = pipe[name].recv()
-            if number >= WARMUPS:
-                seconds[name].append(taken)
-    for each in pipes.values():
-        each.send(None)
-    return {name: summary(values) for name, values in seconds.items()}
-
-
-def side_of(name: str) -> str:
-    found = name.split(",")[0]
-    return found if found in (OURS, PEER) else TORCH
+            yield Case(operation, shape, dtype, nested, *where)
+    yield Case("gemv", shape, torch.float32, False, *where)
 
 
 def quantizers(case: Case) -> dict[str, Build]:
@@ -224,6 +157,7 @@ def multipliers(case: Case) -> dict[str, Build]:
 
 
 def vector(case: Case) -> Tensor:
+    torch.manual_seed(1)
     return torch.randn(case.shape[1], device=case.device)
 
 
@@ -235,11 +169,7 @@ def peer_default(case: Case) -> Callable:
 
 def peer_fastest(case: Case) -> Callable:
     """On a CPU with AVX512-BF16 the layer packs its codes anew and runs a fused kernel."""
-    rows, cols = case.shape
-    layer = Linear4bit(cols, rows, bias=False, compress_statistics=False, quant_type="nf4")
-    layer.weight = Params4bit(case.weight(), requires_grad=False, compress_statistics=False,
-                              blocksize=64, quant_type="nf4")
-    layer, x = layer.to(case.device).eval(), vector(case)[None]
+    layer, x = bench_layer.peer_layer(case.weight(), None, False).eval(), vector(case)[None]
     copies = [deepcopy(layer) for _ in range(-(-case.set_bytes // layer.weight.nbytes))]
     with torch.inference_mode():
         for each in copies:                      # the first call packs
@@ -304,14 +234,15 @@ def table(results: dict) -> str:
                          f"{seconds['median'] / ours:12.2f}")
     compiling, cached = (results["first_use_seconds"][key] for key in ("compiling", "cached"))
     lines += ["", f"first use in a process: {compiling:.1f} s, {cached:.1f} s once compiled"]
-    return "\n".join(lines)
+    return "\n".join(lines) + "\n\n" + bench_layer.table(results["layers"])
 
 
 def write(results: dict, out: Path, name: str) -> None:
-    """The data as JSON and the float32 cases as a picture."""
+    """The data as JSON, the float32 kernels and the layers as a picture each."""
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{name}.json", results)
     save_figure(lambda: figure(results), out / f"{name}.png")
+    save_figure(lambda: bench_layer.figure(results["layers"]), out / f"{name}_layers.png")
 
 
 def figure(results: dict) -> Figure:

@@ -65,15 +65,20 @@ def weights_of(folder: Path, dtype: str) -> dict[str, torch.Tensor]:
     return state | {"lm_head.weight": state["model.embed_tokens.weight"]}
 
 
-def ours(folder: Path, dtype: str, four_bit: bool) -> tuple[torch.nn.Module, Callable]:
+def our_base(folder: Path, dtype: str, four_bit: bool) -> torch.nn.Module:
     with torch.device("meta"):
         model = GPT(GPTConfig.preset("smollm2-135m"))
     model.load_state_dict(weights_of(folder, dtype), assign=True)
     model.tie_weights()
-    if four_bit:
-        quantize_model(model)
-    peft_model = get_peft_model(model, LoraConfig(r=RANK, lora_alpha=16,
-                                                  target_modules="all-linear"))
+    return quantize_model(model) if four_bit else model
+
+
+def our_lora(model: torch.nn.Module) -> torch.nn.Module:
+    return get_peft_model(model, LoraConfig(r=RANK, lora_alpha=16, target_modules="all-linear"))
+
+
+def ours(folder: Path, dtype: str, four_bit: bool) -> tuple[torch.nn.Module, Callable]:
+    peft_model = our_lora(our_base(folder, dtype, four_bit))
 
     def loss(ids, labels):
         logits, targets = shared_logits(peft_model, (ids, labels))
@@ -81,8 +86,8 @@ def ours(folder: Path, dtype: str, four_bit: bool) -> tuple[torch.nn.Module, Cal
     return peft_model.train(), loss
 
 
-def theirs(folder: Path, dtype: str, four_bit: bool) -> tuple[torch.nn.Module, Callable]:
-    import peft
+def their_base(folder: Path, dtype: str, four_bit: bool, packs: bool) -> torch.nn.Module:
+    """`packs`: whether bitsandbytes' layers may, for inference, pack their weights anew."""
     import transformers
     sizes = {**vars(GPTConfig.preset("smollm2-135m"))}
     with torch.device("meta"):
@@ -93,17 +98,26 @@ def theirs(folder: Path, dtype: str, four_bit: bool) -> tuple[torch.nn.Module, C
     model.model.rotary_emb = type(rotary)(config=model.config)
     model.generation_config.eos_token_id = None   # so that decode takes every step
     if four_bit:
-        quantize_with_bitsandbytes(model)
+        quantize_with_bitsandbytes(model, packs)
+    return model
+
+
+def their_lora(model: torch.nn.Module) -> torch.nn.Module:
+    import peft
     names = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
-    peft_model = peft.get_peft_model(model, peft.LoraConfig(
+    return peft.get_peft_model(model, peft.LoraConfig(
         r=RANK, lora_alpha=16, target_modules=names, task_type="CAUSAL_LM"))
+
+
+def theirs(folder: Path, dtype: str, four_bit: bool) -> tuple[torch.nn.Module, Callable]:
+    peft_model = their_lora(their_base(folder, dtype, four_bit, packs=False))
 
     def loss(ids, labels):
         return peft_model(input_ids=ids, attention_mask=torch.ones_like(ids), labels=labels).loss
     return peft_model.train(), loss
 
 
-def quantize_with_bitsandbytes(model: torch.nn.Module) -> None:
+def quantize_with_bitsandbytes(model: torch.nn.Module, packs: bool) -> None:
     import bitsandbytes as bnb
     for path, linear in list(model.named_modules()):
         if type(linear) is torch.nn.Linear and path != "lm_head":
@@ -111,7 +125,7 @@ def quantize_with_bitsandbytes(model: torch.nn.Module) -> None:
                                       compute_dtype=linear.weight.dtype, quant_type="nf4")
             layer.weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False,
                                              quant_type="nf4", compress_statistics=True)
-            layer.support_avx512bf16_for_cpu = False     # or it repacks its weights
+            layer.support_avx512bf16_for_cpu &= packs
             parent, _, child = path.rpartition(".")
             setattr(model.get_submodule(parent), child, layer.to("cpu"))
 
@@ -192,7 +206,8 @@ def run(out: Path, quick: bool = False, progress=lambda turns, **_: turns) -> di
 def measure(folder: str, dtype: str, four_bit: bool, turns) -> list[dict]:
     """One case: a fresh process a side, which take turns; a dict a side."""
     with contextlib.ExitStack() as stack:
-        asks = [stack.enter_context(worker(folder, side, dtype, four_bit)) for side in SIDES]
+        asks = [stack.enter_context(worker(__name__, folder, side, dtype, four_bit))
+                for side in SIDES]
         steps = [[ask(f"step {turn}") for ask in asks] for turn in turns]
         peaks = [ask("peak") for ask in asks]
         decoded = [[ask("decode") for ask in asks] for _ in range(3)]
@@ -204,10 +219,10 @@ def measure(folder: str, dtype: str, four_bit: bool, turns) -> list[dict]:
 
 
 @contextlib.contextmanager
-def worker(*job) -> Iterator[Callable]:
-    """A function that asks a fresh process for "step 0", "peak" or "decode" and waits for the
-    answer; OSError with what the process wrote to stderr if it ended instead."""
-    command = [sys.executable, "-m", "minipeft.lab.bench_step", json.dumps(job)]
+def worker(module: str, *job) -> Iterator[Callable]:
+    """A function that asks a fresh process, which runs the module, for "step 0", "peak" or "decode"
+    and waits for the answer; OSError with what it wrote to stderr if it ended instead."""
+    command = [sys.executable, "-m", module, json.dumps(job)]
     with (tempfile.TemporaryFile("w+") as errors,
           subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
                            text=True) as process):

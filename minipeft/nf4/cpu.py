@@ -96,14 +96,14 @@ def linear(packed: Tensor, state, x: Tensor) -> Tensor:
 
     A few rows go without W in memory, summed in float32.
     """
-    n_out, n_in = state.shape
+    (n_out, n_in), n_rows = state.shape, len(x)
     whole = n_in % state.blocksize == 0 and x.dtype != torch.float64
     few = 2 * FUSED_ROWS if x.dtype == torch.float32 and n_out * n_in > TILE else FUSED_ROWS
-    if whole and AVX512 and 0 < len(x) <= few and n_out >= 8:
+    if whole and AVX512 and 0 < n_rows <= few and n_out >= 8:
         return linear_in_registers(packed, state, x)
-    if whole and len(x) == 1:
+    if whole and n_rows == 1:
         return gemv(packed, state, x)
-    y = x.new_empty(len(x), n_out)
+    y = x.new_empty(n_rows, n_out)
     for rows, tile in tiles(packed, state, x.dtype, axis=0):
         torch.mm(x, tile.T, out=y[:, rows])
     return y
@@ -115,18 +115,13 @@ def linear_in_registers(packed: Tensor, state, x: Tensor) -> Tensor:
     Float32 to float32 rounding. For a bfloat16 x, where the processor multiplies pairs of them, the
     code is rounded to bfloat16 too, by 2^-8 of itself at most.
     """
-    (n_out, n_in), blocksize = state.shape, state.blocksize
+    (n_out, n_in), n_rows = state.shape, len(x)
     rows = x if x.dtype == torch.bfloat16 and BFLOAT16 else x.float()
-    n_steps, height = 2 * rows.itemsize, 1 if len(x) == 1 else 8
-    n_tiles, n_chunks = -(-len(x) // height), -(-n_in // CHUNK)
-    tiled = torch.zeros(n_tiles, n_chunks, n_steps, height, CHUNK // n_steps, dtype=rows.dtype)
-    tile_rows(bits_of(rows.contiguous()), bits_of(tiled))
-    y = torch.empty(n_tiles * height, n_out)
-    n_together = len(SUMS[height])
-    share_out(multiply_rows, -(-n_out // n_together), n_together * n_in * len(x) // 8,
-              packed.view(n_out, -1).numpy(), blocksize, state.code.numpy(), *scales(state),
-              bits_of(tiled), SUMS[height], y.numpy())
-    return y[:len(x)].to(x.dtype)
+    sums, y = SUMS[1 if n_rows == 1 else 8], rows.new_empty(n_rows, n_out)
+    share_out(multiply_rows, -(-n_out // len(sums)), len(sums) * n_in * n_rows // 8,
+              packed.view(n_out, -1).numpy(), state.blocksize, state.code.numpy(), *scales(state),
+              bits_of(rows.contiguous()), sums, bits_of(y))
+    return y.type_as(x)
 
 
 def linear_backward(packed: Tensor, state, grad_y: Tensor) -> Tensor:
@@ -286,26 +281,11 @@ def gemv_rows(first, last, codes, code, wide, absmax, code2, absmax2, offset, x,
 
 
 @njit(**KERNEL)
-def tile_rows(x, out):
-    """x (M, in) -> out (tiles, chunks, steps, rows, lanes): what meets the codes, step by step.
-
-    Lane j of step k holds the code k (0 in the lowest bits) of its word: the weight steps j + k,
-    with the two of a byte changed over, since the first stands in the high half.
-    """
-    n_steps, height, n_lanes = out.shape[2:]
-    for m in range(x.shape[0]):
-        for chunk in range(out.shape[1]):
-            row, tile = x[m, CHUNK * chunk:], out[m // height, chunk, :, m % height]
-            for lane in range(min(n_lanes, row.size // n_steps)):
-                for step in range(n_steps):
-                    tile[step ^ 1, lane] = row[n_steps * lane + step]
-
-
-@njit(**KERNEL)
 def multiply_rows(first, last, codes, blocksize, code, absmax, code2, absmax2, offset, x, sums, y):
-    """codes (out, in / 2), x as from tile_rows, `sums` one of SUMS -> y (M, out)."""
+    """codes (out, in / 2), x (M, in) bits, `sums` one of SUMS -> y (M, out) bits."""
     n_rows, height = len(sums), len(sums[0])
     n_blocks = 2 * codes.shape[1] // blocksize
+    tiled = tile_rows(x, height)
     table = np.empty(32, x.dtype)       # the code twice over, for indexes of 5 bits
     for i in range(32):
         table[i] = narrow(code[i & 15], table)
@@ -319,14 +299,36 @@ def multiply_rows(first, last, codes, blocksize, code, absmax, code2, absmax2, o
         for r in range(n_rows):
             fill_scales((row + r) * n_blocks, absmax, code2, absmax2, offset,
                         block_scales[r, :n_blocks])
-        for tile in range(x.shape[0]):
-            for chunk in range(x.shape[1]):
+        for tile in range(tiled.shape[0]):
+            for chunk in range(tiled.shape[1]):
                 block = CHUNK * chunk // blocksize
                 add_products(codes[row:, 64 * chunk:], table, block_scales[:, block:],
-                             block_of_lane, x[tile, chunk], sums, totals)
+                             block_of_lane, tiled[tile, chunk], sums, totals)
             for r in range(n_rows):
                 for m in range(height):
-                    y[tile * height + m, row + r] = total(totals[r, m])
+                    found = total(totals[r, m])
+                    if tile * height + m < y.shape[0]:          # the last tile may have too many
+                        y[tile * height + m, row + r] = narrow(found, y)
+
+
+@njit
+def tile_rows(x, height):
+    """x (M, in) -> (tiles, chunks, steps, height, lanes): what meets the codes, step by step.
+
+    Lane j of step k holds the code k (0 in the lowest bits) of its word: the weight steps j + k,
+    with the two of a byte changed over, since the first stands in the high half.
+    """
+    n_steps = 2 * x.itemsize
+    n_lanes = CHUNK // n_steps
+    tiled = np.zeros((-(-x.shape[0] // height), -(-x.shape[1] // CHUNK), n_steps, height, n_lanes),
+                     x.dtype)
+    for m in range(x.shape[0]):
+        for chunk in range(tiled.shape[1]):
+            row, tile = x[m, CHUNK * chunk:], tiled[m // height, chunk, :, m % height]
+            for lane in range(min(n_lanes, row.size // n_steps)):
+                for step in range(n_steps):
+                    tile[step ^ 1, lane] = row[n_steps * lane + step]
+    return tiled
 
 
 @njit(fastmath={"reassoc", "contract"})     # lets SIMD sum in an order of its own

@@ -58,6 +58,7 @@ class NF4Linear(nn.Module):
         self.weight_dtype = weight_dtype
         for name, shape in self.buffer_shapes().items():
             self.register_buffer(name, torch.zeros(shape, dtype=torch.uint8, device=device))
+        self.kept_state = None          # see quant_state
         self.bias = None
         if bias:
             zeros = torch.zeros(out_features, dtype=weight_dtype, device=device)
@@ -117,7 +118,18 @@ class NF4Linear(nn.Module):
 
     @property
     def quant_state(self) -> QuantState:
-        """What dequantize_nf4 needs beside `packed`; it shares the buffers' memory."""
+        """What dequantize_nf4 needs beside `packed`; it shares the buffers' memory.
+
+        Kept for as long as it does, since making it takes as long as the product of a small row.
+        """
+        if torch.compiler.is_compiling():       # where tensors have no addresses
+            return self.make_quant_state()
+        if self.kept_state is None or not self.shares_memory(self.kept_state):
+            self.kept_state = self.make_quant_state()
+        return self.kept_state
+
+    def make_quant_state(self) -> QuantState:
+        """Views of the buffers, checked."""
         device, shape = self.packed.device, torch.Size((self.out_features, self.in_features))
         code, dynamic_code = code_on(self.quant_type, device)
         if not self.double_quant:
@@ -127,6 +139,15 @@ class NF4Linear(nn.Module):
                             STATE2_BLOCKSIZE, None, torch.float32)
         return QuantState(self.absmax, shape, code, self.blocksize, self.quant_type,
                           self.weight_dtype, self.offset.view(torch.float32)[0], state2)
+
+    def shares_memory(self, state: QuantState) -> bool:
+        """Whether the state's statistics are in these buffers: no longer, once those were moved,
+        copied, unpickled or replaced, which a module does in many ways."""
+        _, *mine = self._buffers.values()               # all but the codes
+        theirs = [state.absmax]
+        if state.nested:
+            theirs += [state.state2.absmax, state.offset]
+        return all(a.data_ptr() == b.data_ptr() for a, b in zip(mine, theirs, strict=True))
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """W (out, in) as the model computes with it; dtype None: that of the original weight."""
