@@ -32,7 +32,8 @@ DATA = {"data/learning_rates.json", "data/questions.json", "data/tiny_gpt.json",
         *(f"data/tiny_gpt_seed{seed}.safetensors" for seed in range(3)),
         "data/tool_calls/train.jsonl", "results/claims.json", "results/compare/compare.json",
         "results/languages/graded.jsonl", "results/capacity/capacity.jsonl",
-        "results/tool_calls/runs.jsonl", "results/tool_calls/step_costs.json"}
+        "results/tool_calls/runs.jsonl", "results/tool_calls/step_costs.json",
+        "results/decode.json"}
 # A command, and a part of what it prints. `bench step` and `bench decode` would take minutes and
 # 5 GB; their texts are among DATA.
 LONG = {"claims": "every check holds", "pretrain --steps 2": "written: results",

@@ -4,10 +4,11 @@
     FOLDER/claims.json              what no other command measures
     python -m minipeft claims --remeasure --out FOLDER makes both
 
-Two studies take hours and are read where they are stored:
+Two studies that take hours, and what needs the real libraries, are read where they are stored:
 
     RESULTS/languages       python -m minipeft compare --graded
     RESULTS/tool_calls      python benchmarks/tool_calls_study.py
+    RESULTS/decode.json     python -m minipeft bench decode --out benchmarks/results
 """
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +40,7 @@ class Measurements:
     ranks: dict            # ranks()'s
     graded: list[dict]     # the runs of graded.study
     calls: list[dict]      # those of SmolLM2 on tool calls
+    decode: dict           # of bench_decode
 
 
 def stored(folder: Path = STORED) -> Measurements:
@@ -49,11 +51,11 @@ def stored(folder: Path = STORED) -> Measurements:
                                     f"python -m minipeft claims --remeasure")
     again = "restore it, or make it with: python -m minipeft claims --remeasure"
     return Measurements(*(read_json(folder / name, again, keys=keys)
-                          for name, keys in FILES.items()), *studies())
+                          for name, keys in FILES.items()), *elsewhere())
 
 
-def studies() -> tuple[list[dict], list[dict]]:
-    """The runs of the two; FileNotFoundError says how to make what is missing."""
+def elsewhere() -> tuple[list[dict], list[dict], dict]:
+    """What is read where it is stored; FileNotFoundError says how to make what is missing."""
     found = []
     for study, folder, command in (
             (graded, "languages", "python -m minipeft compare --graded"),
@@ -62,7 +64,9 @@ def studies() -> tuple[list[dict], list[dict]]:
         if not found[-1]:
             raise FileNotFoundError(f"no study in {RESULTS / folder / study.LINES}; make it with: "
                                     f"{command}")
-    return tuple(found)
+    decode = read_json(RESULTS / "decode.json", "make it with: python -m minipeft bench decode",
+                       keys={"cases": list})
+    return *found, decode
 
 
 def remeasure(folder: Path, seeds: int, workers: int, progress=None) -> Measurements:
@@ -72,7 +76,7 @@ def remeasure(folder: Path, seeds: int, workers: int, progress=None) -> Measurem
                               workers, progress=progress)
     found = ranks(progress)
     write_json(folder / "claims.json", found)
-    return Measurements(results, found, *studies())
+    return Measurements(results, found, *elsewhere())
 
 
 def ranks(progress=None) -> dict:

@@ -131,7 +131,19 @@ def slow_dequantization(m: Measurements) -> list[Value]:
             overhead(m, "decode, one row", 20, math.inf, "qlora", "decode", 1),
             overhead(m, "prefill of 64 tokens", 20, math.inf, "qlora", "prefill", 1),
             overhead(m, "prefill of 32 rows", 0, math.inf, "qlora", "prefill", 32),
-            overhead(m, "merged, decode", -15, 15, "qlora", "decode", 1, "merged")]
+            overhead(m, "merged, decode", -15, 15, "qlora", "decode", 1, "merged"),
+            *(within(f"SmolLM2, a token written, {name}", 100 * (seconds - 1), -60, -3, "%")
+              for name, seconds in (
+                  ("4-bit base beyond the float32 one", decode_time(m, "4-bit", "dense")),
+                  ("QLoRA as trained beyond the base", decode_time(m, "QLoRA", "dense"))))]
+
+
+def decode_time(m: Measurements, method: str, other: str) -> float:
+    """Time per token as a multiple of another model's, float32, one row, one thread."""
+    rates = {case["method"]: case["tokens_per_second"]["minipeft"]["median"]
+             for case in m.decode["cases"]
+             if (case["dtype"], case["batch"], case["threads"]) == ("fp32", 1, 1)}
+    return rates[other] / rates[method]
 
 
 def qlora_near_full(m: Measurements) -> list[Value]:

@@ -62,8 +62,9 @@ CLAIMS = (
           "0.373 bits per weight: 3 GB of 65B", "Dettmers et al. 2023, section 3",
           f"{QLORA}: Half a bit, and how to get most of it back", computed.double_quantization),
     Claim(13, "QLoRA has high inference latency (dequantization)", THEORY, CONDITIONS,
-          "where W is rebuilt for few tokens; for many the product outweighs it, and merged "
-          "into 16 bits nothing is left of it", "computed and measured here, on a CPU",
+          "where layers are so small that calling them takes the time, or W is built in memory; "
+          "for many tokens the product outweighs it, for one token of a larger model 4 bits are "
+          "faster, and merged nothing is left of it", "computed and measured here, on a CPU",
           f"{QLORA}: Slow or fast?",
           observed.slow_dequantization),
     Claim(14, "QLoRA's performance is near full fine-tuning", THEORY, CONDITIONS,
