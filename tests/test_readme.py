@@ -131,6 +131,8 @@ def test_what_the_readme_says_of_the_study_of_smollm2_is_what_its_runs_say():
     assert f"at three times it {best - by_rate[1e-2]:.1f}." in text
     done = [r for m in RECIPES for r in tool_calls.report(found, m) if r["steps"]]
     assert all(all(map(tool_calls.is_call, run["answers"])) for run in done)
+    kinds = [error["kind"] for run in done for error in run["errors"]]
+    assert kinds.count("values") > 0.9 * len(kinds) and "nearly all are values" in text
     missing = {m for m in RECIPES if not tool_calls.report(found, m)}
     assert missing == {"full", "prompt", "prefix"} and "are still being run" in text
 
