@@ -1,11 +1,14 @@
-"""Write benchmarks/RESULTS.md from the stored results: `python benchmarks/results_page.py`.
+"""Write what is made of the stored results: `python benchmarks/results_page.py`.
 
-tests/test_readme.py fails when the page, or a table in README.md, is not what this makes.
+That is benchmarks/RESULTS.md, the tables in README.md, and the one in docs/own_model.md, for which
+SmolLM2 must be installed (its tokenizer counts). tests/test_readme.py and tests/test_own_model.py
+fail when they are not what this makes.
 """
 import functools
 import json
 from pathlib import Path
 
+import own_model
 import streamed_load
 import tool_calls
 import tool_calls_study
@@ -23,10 +26,12 @@ from minipeft.recipes import RECIPES
 FOLDER = Path(__file__).parent
 RESULTS = FOLDER / "results"
 README = FOLDER.parent / "README.md"
+OWN_MODEL = FOLDER.parent / "docs" / "own_model.md"
 START, END = "<!-- written by benchmarks/results_page.py -->\n", "<!-- end -->"
 TOOLS_START = "<!-- on SmolLM2, written by benchmarks/results_page.py -->\n"
 STEP_START = "<!-- beside HF PEFT, written by benchmarks/results_page.py -->\n"
 GPU_START = "<!-- at full size, written by benchmarks/results_page.py -->\n"
+OWN_START = "<!-- what to expect, written by benchmarks/results_page.py -->\n"
 
 
 def stored(name: str) -> dict:
@@ -264,15 +269,21 @@ def readme(text: str) -> str:
     return between(text, GPU_START, full_size(fits.HEADLINES))
 
 
+def expectations(text: str) -> str:
+    """docs/own_model.md with its table."""
+    return between(text, OWN_START, f"```\n{own_model.table()}\n```")
+
+
 def between(text: str, start: str, content: str) -> str:
     """The text with what stands from `start` to its END replaced; ValueError without both."""
     before, mark, rest = text.partition(start)
     old, end, after = rest.partition(END)
     if not (mark and end) or "<!--" in old:         # or what follows would be replaced as well
-        raise ValueError(f"README.md wants {start.strip()!r}, and {END!r} before the next mark")
+        raise ValueError(f"the page wants {start.strip()!r}, and {END!r} before the next mark")
     return f"{before}{start}{content}\n{END}{after}"
 
 
 if __name__ == "__main__":
     write_text(FOLDER / "RESULTS.md", page())
     write_text(README, readme(README.read_text(encoding="utf-8")))
+    write_text(OWN_MODEL, expectations(OWN_MODEL.read_text(encoding="utf-8")))

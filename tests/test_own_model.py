@@ -378,6 +378,11 @@ def expected():
     return importlib.import_module("own_model")
 
 
+@pytest.fixture(scope="module")
+def page_maker(expected):
+    return importlib.import_module("results_page")
+
+
 PUBLISHED = {"Qwen2.5-0.5B": 494_032_768, "Llama-3.2-1B": 1_235_814_400,
              "Llama-3.2-3B": 3_212_749_824, "Qwen2.5-7B": 7_615_616_512}
 
@@ -394,6 +399,25 @@ def test_the_models_of_the_page_have_the_parameters_that_transformers_counts(exp
 
 
 @pytest.mark.skipif(not SMOLLM2, reason="the measured tokens are counted with its tokenizer")
-def test_the_page_shows_what_its_script_prints(expected):
+def test_the_page_shows_what_the_stored_step_makes(page_maker):
+    page = page_maker.OWN_MODEL.read_text(encoding="utf-8")
+    assert page_maker.expectations(page) == page
+    assert page.count(page_maker.own_model.table()) == 1
+
+
+# how many hours each of the page's words may mean
+HOURS = {"an afternoon": (1, 5), "a night": (5, 12), "most of a day": (12, 24),
+         "two days": (24, 60)}
+
+
+@pytest.mark.skipif(not SMOLLM2, reason="the measured tokens are counted with its tokenizer")
+def test_the_words_for_a_hundred_steps_are_those_of_the_table(expected):
     page = (ROOT / "docs" / "own_model.md").read_text(encoding="utf-8")
-    assert re.search(r"```\n(.*?)\n```", page, flags=re.DOTALL)[1] == expected.table()
+    said = re.findall(r"100 steps take (an afternoon|a night|most of a day|two days)", page)
+    rows = re.findall(r"([\d,]+) \* +([\d,]+) \*", expected.table())
+    assert len(said) == len(rows) == 4
+    for words, (lora, qlora) in zip(said, rows, strict=True):
+        methods = (qlora,) if words == "two days" else (lora, qlora)    # LoRA does not fit there
+        for seconds in methods:
+            low, high = HOURS[words]
+            assert low <= 100 * int(seconds.replace(",", "")) / 3600 <= high, words
