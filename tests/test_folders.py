@@ -69,7 +69,7 @@ def test_who_waits_comes_after(tmp_path):
         time.sleep(0.5)
         order.put("first")
     other.join()
-    assert [order.get(), order.get()] == ["first", "other"]
+    assert [order.get(timeout=10), order.get(timeout=10)] == ["first", "other"]
 
 
 class Failure(RuntimeError):
