@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import CONTEXT
 
 from minipeft.lab import bench_layer, bench_nf4, turns
 
@@ -16,6 +17,9 @@ def measured(tmp_path_factory):
         patch.setattr(bench_nf4, "first_use", lambda: {"compiling": 2.0, "cached": 0.5})
         patch.setattr(bench_nf4, "QUICK_SHAPES", ((64, 128),))
         patch.setattr(bench_layer, "QUICK_SHAPE", (64, 128))
+        patch.setattr(turns, "multiprocessing", SimpleNamespace(get_context=lambda _: CONTEXT))
+        patch.setattr(turns, "sleep", lambda seconds: None)
+        patch.setattr(turns, "WARMUPS", 0)
         for name, value in dict(THREADS=(1,), BATCHES=(1, 8), TRAINING_BATCHES=(16,)).items():
             patch.setattr(bench_layer, name, value)
         return bench_nf4.run(out, quick=True), out

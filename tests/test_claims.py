@@ -29,16 +29,16 @@ def rows(measurements):
     return report.evaluate(CLAIMS, measurements)
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: str(c.id))
-def test_the_numbers_behind_a_claim_are_where_its_verdict_needs_them(claim, measurements):
-    for value in claim.values(measurements):
-        assert value.holds, f"claim {claim.id}: {value.text()}"
+@pytest.mark.parametrize("number", range(len(CLAIMS)), ids=lambda n: str(n + 1))
+def test_the_numbers_behind_a_claim_are_where_its_verdict_needs_them(number, rows):
+    for value in rows[number].values:
+        assert value.holds, f"claim {rows[number].claim.id}: {value.text()}"
 
 
-@pytest.mark.parametrize("claim", CLAIMS, ids=lambda c: str(c.id))
-def test_every_range_could_be_missed(claim, measurements):
+@pytest.mark.parametrize("number", range(len(CLAIMS)), ids=lambda n: str(n + 1))
+def test_every_range_could_be_missed(number, rows):
     """A check whose range holds every number checks nothing."""
-    for value in claim.values(measurements):
+    for value in rows[number].values:
         assert value.low > float("-inf") or value.high < float("inf"), value
         wrong = (not value.low) if isinstance(value.low, bool) else value.low - 1
         assert not dataclasses.replace(value, found=wrong).holds

@@ -340,12 +340,16 @@ def test_bad_usage_and_what_is_not_there(course, tmp_path, monkeypatch, capsys, 
     assert code == status and said in capsys.readouterr().err
 
 
-def test_without_nbgrader_the_error_says_what_to_type(tmp_path):
-    code = ("import sys; sys.modules['nbgrader'] = None; from minipeft.__main__ import main; "
-            f"sys.exit(main(['course', 'student', '--out', {str(tmp_path / 'student')!r}]))")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1
-    assert "pip install 'minipeft[course]'" in done.stderr and not any(tmp_path.iterdir())
+def test_without_nbgrader_the_error_says_what_to_type(tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.partition(".")[0] == "nbgrader"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "nbgrader", None)
+    monkeypatch.delitem(sys.modules, "minipeft.course.student")
+    monkeypatch.delattr(sys.modules["minipeft.course"], "student")
+    assert main(["course", "student", "--out", str(tmp_path / "student")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "pip install 'minipeft[course]'" in error
+    assert not any(tmp_path.iterdir())
 
 
 @pytest.mark.long

@@ -4,11 +4,11 @@ tests/answers/NN.py has the answers people give to notebook NN: (exercise, what 
 the lines in place of the solution's, "passes" or "refused: a part of the message").
 """
 import importlib.util
-import multiprocessing
 import os
 from pathlib import Path
 
 import pytest
+from conftest import CONTEXT
 
 pytest.importorskip("IPython")
 from minipeft.course.exercises import (PASSES, Exercise, defined, exercises, judge, needed, outcome,
@@ -34,7 +34,7 @@ def exercises_of(number: str) -> list[Exercise]:
 def check(exercise: Exercise, table: list[tuple[int, str, str, str]]) -> None:
     """The solution passes, and each answer comes out as its row says; in a process of its own."""
     rows = [row for row in table if row[0] == exercise.number]
-    with multiprocessing.get_context("spawn").Pool(1, os.chdir, (NOTEBOOKS,)) as pool:
+    with CONTEXT.Pool(1, os.chdir, (NOTEBOOKS,)) as pool:
         solution, *found = pool.apply(judge, (exercise, [None, *(row[2] for row in rows)]))
     assert solution == PASSES, solution
     for (_, label, _, wanted), came in zip(rows, found, strict=True):

@@ -22,7 +22,8 @@ from minipeft import GPT
 from minipeft.files import read_tensors, save_tensors, write_json
 from minipeft.llm import chat
 from minipeft.llm.finetune import Run, RunRecipe, Schedule, finetune, parts, report, validate
-from minipeft.llm.run_files import load_trained, new_folder, read_checkpoint, write_checkpoint
+from minipeft.llm.run_files import (draw_curves, load_trained, new_folder, read_checkpoint,
+                                    write_checkpoint)
 from minipeft.peft_model import PeftModel
 from minipeft.recipes import RECIPES
 from minipeft.train import IGNORE, accumulate
@@ -546,6 +547,7 @@ def command(monkeypatch, tmp_path):
 
     monkeypatch.setattr(base, "load", load_tiny)
     monkeypatch.setattr(base, "write_transformers_files", lambda *arguments: None)
+    monkeypatch.setattr(DRAWN_BY, lambda history, path: path.touch())
     monkeypatch.chdir(tmp_path)
     with open("data.jsonl", "w", encoding="utf-8") as file:
         for i in range(30):
@@ -553,11 +555,14 @@ def command(monkeypatch, tmp_path):
     return main
 
 
+DRAWN_BY = "minipeft.cli.finetune.draw_curves"
 FINETUNE = "finetune --data data.jsonl --out run --steps 4 --every 2 --size 2 --dtype float32"
 
 
-def test_a_run_leaves_an_adapter_a_report_and_curves_and_says_so(command, capsys):
+def test_a_run_leaves_an_adapter_a_report_and_curves_and_says_so(command, capsys, monkeypatch):
+    monkeypatch.setattr(DRAWN_BY, draw_curves)
     assert command(FINETUNE.split()) == 0
+    assert Path("run/curves.png").stat().st_size > 5000
     assert {p.name for p in Path("run").iterdir()} == {
         "run.json", "checkpoint.safetensors", "adapter_config.json", "adapter_model.safetensors",
         "report.json", "curves.png"}

@@ -1,6 +1,5 @@
 """A folder of output is one process's alone, and a false start leaves it as it was."""
 import json
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -8,32 +7,29 @@ import time
 from pathlib import Path
 
 import pytest
+from conftest import CONTEXT
 
 import minipeft
 from minipeft.cli import UsageError, check_output
 from minipeft.folders import locked
 from minipeft.llm.run_files import CHECKPOINT, RUN, claimed
 
-HOLD = """
-import sys, time
-from pathlib import Path
-from minipeft.folders import locked
-with locked(Path(sys.argv[1])):
-    print("in", flush=True)
-    time.sleep(60)
-"""
+def hold(folder, pipe):
+    with locked(folder):
+        pipe.send("in")
+        time.sleep(60)
 
 
 @pytest.fixture
 def holder(tmp_path):
     """Another process that is at work in tmp_path."""
-    environment = os.environ | {"PYTHONPATH": str(Path(minipeft.__file__).parents[1])}
-    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], text=True,
-                               stdout=subprocess.PIPE, env=environment)
-    assert process.stdout.readline() == "in\n"
+    ours, theirs = CONTEXT.Pipe()
+    process = CONTEXT.Process(target=hold, args=(tmp_path, theirs))
+    process.start()
+    assert ours.recv() == "in"
     yield process
     process.kill()
-    process.wait()
+    process.join()
 
 
 def test_a_lock_keeps_other_processes_out_and_ends_with_its_process(holder, tmp_path):
@@ -41,7 +37,7 @@ def test_a_lock_keeps_other_processes_out_and_ends_with_its_process(holder, tmp_
         with locked(tmp_path):
             pass
     holder.kill()                                # as by the operating system, without a clean end
-    holder.wait()
+    holder.join()
     with locked(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []
@@ -58,21 +54,22 @@ def test_a_run_is_refused_while_another_process_works_in_its_folder(resume, hold
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def waits(folder, order):
+def waits(folder, order, started):
+    started.set()
     with locked(folder, wait=True):
         order.put("other")
 
 
 def test_who_waits_comes_after(tmp_path):
-    context = multiprocessing.get_context("spawn")
-    order = context.Queue()
+    order, started = CONTEXT.Queue(), CONTEXT.Event()
     with locked(tmp_path):
-        other = context.Process(target=waits, args=(tmp_path, order))
+        other = CONTEXT.Process(target=waits, args=(tmp_path, order, started))
         other.start()
-        time.sleep(2)
+        assert started.wait(60)
+        time.sleep(0.5)
         order.put("first")
     other.join()
-    assert [order.get(), order.get()] == ["first", "other"]
+    assert [order.get(timeout=10), order.get(timeout=10)] == ["first", "other"]
 
 
 class Failure(RuntimeError):

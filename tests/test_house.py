@@ -3,9 +3,11 @@ import ast
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from conftest import parts
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
@@ -215,6 +217,25 @@ def test_the_linter_is_content():
     done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=ROOT,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_parts_of_a_run_are_its_notebooks_ten_files_and_the_rest():
+    seconds = Counter({f"tests/test_{n:02}.py": n for n in range(1, 13)}
+                      | {"notebooks/b.ipynb": 30, "notebooks/a.ipynb": 20})
+    assert parts(seconds) == [(20, "notebooks/a.ipynb"), (30, "notebooks/b.ipynb"),
+                              *((n, f"tests/test_{n:02}.py") for n in range(12, 2, -1)),
+                              (1 + 2, "2 other test files"), (50, "all notebooks"),
+                              (78, "all test files"), (128, "total")]
+
+
+def test_the_budgets_of_the_tests_add_up_to_20_and_60_minutes():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    table = re.search(r"\| part \| budget, minutes .*?\n\n", text, flags=re.DOTALL)[0]
+    rows = re.findall(r"(?m)^\| (.*?) \| \**(\d+)", table)
+    test, whole = (rows.index((name, total)) for name, total in
+                   (("**`make test`**", "20"), ("**`make test-all`**", "60")))
+    assert sum(int(n) for _, n in rows[:test]) == 20
+    assert sum(int(n) for _, n in rows[test:whole]) == 60 and whole == len(rows) - 1
 
 
 def pins() -> dict[str, Requirement]:

@@ -102,8 +102,11 @@ def test_the_recipe_is_followed(model):
 
 
 @pytest.fixture
-def in_this_process(monkeypatch):
-    """Workers that know the toy: threads, which share this process's METHODS and RECIPES."""
+def in_this_process(few_documents, monkeypatch):
+    """Workers that know the toy: threads, which share this process's METHODS and RECIPES; and few
+    tokens of whatever is trained on, timed and scored."""
+    for name, value in dict(LONG=(2, 16), TEXT=8).items():
+        monkeypatch.setattr(compare, name, value)
     monkeypatch.setattr(study, "multiprocessing",
                         SimpleNamespace(get_context=lambda _: multiprocessing.dummy))
     monkeypatch.setattr(study, "start_worker", lambda: None)

@@ -1,5 +1,6 @@
 """A model of one's own, as the README types it: two families from folders, fine-tuned, resumed,
 asked, merged, and opened by transformers and HF PEFT."""
+import functools
 import importlib
 import importlib.util
 import json
@@ -375,7 +376,10 @@ def test_a_gguf_file_is_fine_tuned_asked_and_merged(here, capsys):
 @pytest.fixture(scope="module")
 def expected():
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    return importlib.import_module("own_model")
+    module = importlib.import_module("own_model")
+    with pytest.MonkeyPatch.context() as patch:      # it takes seconds, and depends on nothing
+        patch.setattr(module, "table", functools.cache(module.table))
+        yield module
 
 
 @pytest.fixture(scope="module")

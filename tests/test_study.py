@@ -76,7 +76,7 @@ def test_no_file_is_an_empty_study(tmp_path):
     assert read_lines(tmp_path / "none.jsonl", 1, {}) == {}
 
 
-def test_a_progress_bar_sees_every_result():
+def test_a_progress_bar_sees_every_result(forked):
     seen = []
 
     def progress(results, total, desc):
@@ -92,7 +92,7 @@ def longer(job: Job) -> dict:
     return {"loss": float(len(job.name)), "threads": torch.get_num_threads()}
 
 
-def test_chains_go_on_from_what_is_there_and_write_each_run_once(tmp_path):
+def test_chains_go_on_from_what_is_there_and_write_each_run_once(forked, tmp_path):
     path = tmp_path / "results" / "study.jsonl"
 
     def followed(most: int) -> list[dict]:
@@ -111,7 +111,7 @@ def test_chains_go_on_from_what_is_there_and_write_each_run_once(tmp_path):
     assert {line["threads"] for line in followed(3)} == {1}
 
 
-def test_a_chain_that_fails_ends_the_study_and_keeps_its_lines(tmp_path):
+def test_a_chain_that_fails_ends_the_study_and_keeps_its_lines(forked, tmp_path):
     def follow(name: str) -> None:
         runs(Job(name))
         raise FloatingPointError(name)

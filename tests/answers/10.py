@@ -39,7 +39,7 @@ ANSWERS = [
     (2, "nothing returned", "    d = [100 * (a - b) for a, b in zip(ours, theirs)]", "refused: return two numbers"),
     (3, "next of a generator", "    totals = ((name, sum(planned(Run(config, seq=tokens, r=16, **PLANS[name])).values()) / 1024**3) for name in PLANS)\n    return next(((name, total) for name, total in totals if total <= card - 1), None)", "passes"),
     (3, "batch and bytes written out", "    for name in PLANS:\n        parts = planned(Run(config, r=16, batch=1, seq=tokens, **PLANS[name]))\n        if sum(parts.values()) <= (card - 1) * 2**30:\n            return (name, sum(parts.values()) / 2**30)\n    return None", "passes"),
-    (3, "the smallest", "    found = [(sum(planned(Run(config, seq=tokens, r=16, **s)).values()) / 2**30, name) for name, s in PLANS.items()]\n    total, name = min(found)\n    return (name, total) if total + 1 <= card else None", "refused: not the smallest"),
+    (3, "the smallest", "    totals = [(sum(planned(Run(config, seq=tokens, r=16, **s)).values()) / 2**30, name) for name, s in PLANS.items()]\n    total, name = min(totals)\n    return (name, total) if total + 1 <= card else None", "refused: not the smallest"),
     (3, "GB", FITS.replace("2**30", "1e9"), "refused: powers of 1000"),
     (3, "no reserve", FITS.replace("total + 1", "total"), "refused: 1 GiB of reserve"),
     (3, "the reserve in the total", FITS.replace("name, total\n", "name, total + 1\n"), "refused: the reserve is not part"),
