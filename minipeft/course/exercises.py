@@ -12,7 +12,7 @@ import builtins
 import io
 import re
 import symtable
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -153,8 +153,10 @@ def needed(cells: Sequence[str], *programs: str) -> list[str]:
 
 @cache
 def defined(source: str) -> set[str]:
-    """Names that a cell gives a value, at its top level or in a loop or a `with` there."""
-    return {name for node in outside_functions(ast.parse(source)) for name in names_given(node)}
+    """Names that a cell gives a value, or an entry (`found[key] = ...`), at its top level or in a
+    loop or a `with` there."""
+    return {name for node in outside_functions(ast.parse(source))
+            for name in names_given(node) | names_filled(node)}
 
 
 def names_given(node: ast.AST) -> set[str]:
@@ -171,6 +173,23 @@ def names_given(node: ast.AST) -> set[str]:
                if isinstance(node, ast.With) else [])
     return {each.id for target in targets for each in ast.walk(target)
             if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+
+
+def names_filled(node: ast.AST) -> set[str]:
+    """Of what this statement gives an entry or an attribute: models["novel"] = ..., a.b[0] += 1."""
+    targets = (node.targets if isinstance(node, ast.Assign) else
+               [node.target] if isinstance(node, ast.AugAssign) else [])
+    places = [outermost(each) for target in targets for each in ast.walk(target)
+              if isinstance(each, ast.Subscript | ast.Attribute)
+              and isinstance(each.ctx, ast.Store)]
+    return {place.id for place in places if isinstance(place, ast.Name)}
+
+
+def outermost(node: ast.expr) -> ast.expr:
+    """Of a.b[0], the name a."""
+    while isinstance(node, ast.Subscript | ast.Attribute):
+        node = node.value
+    return node
 
 
 def place_after(node: ast.AST) -> tuple[int, int]:
@@ -200,15 +219,36 @@ def used(source: str) -> set[str]:
     for node in outside_functions(tree):
         for name in names_given(node):
             given.setdefault(name, place_after(node))
-    reads = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)
-             and isinstance(node.ctx, ast.Load)
-             and given.get(node.id, (node.lineno + 1, 0)) > (node.lineno, node.col_offset)}
+    read = {node.id for node in names_read(tree)
+            if given.get(node.id, (node.lineno + 1, 0)) > (node.lineno, node.col_offset)}
     changed = {node.target.id for node in outside_functions(tree)
                if isinstance(node, ast.AugAssign)
                and isinstance(node.target, ast.Name)
                and given[node.target.id] >= place_after(node)}
     cell = symtable.symtable(source, "cell", "exec")
-    return ((reads | changed) & names_of_the_notebook(cell)) - set(dir(builtins))
+    return ((read | changed) & names_of_the_notebook(cell)) - set(dir(builtins))
+
+
+def names_read(node: ast.AST, own: frozenset[str] = frozenset()) -> Iterator[ast.Name]:
+    """Where a tree reads a name, unless a function around it has the name for its own."""
+    if isinstance(node, ast.Name):
+        if isinstance(node.ctx, ast.Load) and node.id not in own:
+            yield node
+        return
+    inside = []
+    if isinstance(node, ast.FunctionDef | ast.Lambda):
+        inside = node.body if isinstance(node.body, list) else [node.body]
+        theirs = own | names_of_a_function(node.args, inside)
+    for child in ast.iter_child_nodes(node):                # defaults are read outside
+        yield from names_read(child, theirs if child in inside else own)
+
+
+def names_of_a_function(arguments: ast.arguments, body: list[ast.AST]) -> set[str]:
+    """Its arguments, and what its body gives a value."""
+    nodes = [node for part in body for node in outside_functions(part)]
+    shared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+    return ({node.arg for node in ast.walk(arguments) if isinstance(node, ast.arg)}
+            | set().union(*map(names_given, nodes))) - shared
 
 
 def names_of_the_notebook(scope: symtable.SymbolTable) -> set[str]:
