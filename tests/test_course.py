@@ -70,8 +70,7 @@ TABLE = {
     "blank": [(0, UNDONE.format(i)) for i in (1, 2, 3)],
     "half": [(1, ""), (0, "an item counts as often as it is ordered"), (0, UNDONE.format(3))],
     "crashing": [(0, "it ended Python before the check was done (exit status 0)"),
-                 (0, "it took more than 4 seconds, with the cells that it needs: is there a loop "
-                     "that never ends?"), (1, "")],
+                 (0, "it took more than 4 seconds: is there a loop that never ends?"), (1, "")],
     "hard-coding": [(0, "it passes the check of the notebook, not the hidden test: KeyError: -7"),
                     (2, ""),
                     (0, "it ended Python before the check was done (exit status 0)")],
@@ -298,6 +297,24 @@ def test_no_word_that_an_answer_prints_or_ends_with_gives_a_point(course, tmp_pa
     worked(path, [None, None, answer])
     (row,) = grade(collect(tmp_path / "s", "s"), {}, LIMITS, chosen=["00.3"])
     assert row.points == 0 and row.why
+
+
+def test_the_time_of_the_courses_own_cells_is_not_the_answers(course, tmp_path):
+    slow = [*CELLS[:3], ("code", "import time\ntime.sleep(2)\n" + CELLS[3][1]), *CELLS[4:]]
+    write(course / NAME, slow)
+    ((path, _),) = student.release(tmp_path / "s")
+    worked(path, RIGHT)
+    (row,) = grade(collect(tmp_path / "s", "s"), {}, Limits(seconds=1.5), chosen=["00.2"])
+    assert (row.points, row.why) == (2, "")
+
+
+def test_a_course_whose_own_cell_fails_says_so(course, tmp_path):
+    broken = ("code", "PRICES = {'tea': 3}\nPRICES['milk'] += 1")
+    write(course / NAME, [*CELLS[:3], broken, *CELLS[4:]])
+    ((path, _),) = student.release(tmp_path / "s")
+    worked(path, RIGHT)
+    (row,) = grade(collect(tmp_path / "s", "s"), {}, LIMITS, chosen=["00.2"])
+    assert row.why == "a cell of the course that it needs failed: KeyError: 'milk'"
 
 
 def test_a_helper_in_an_own_cell_may_use_the_course_and_stand_beside_scratch_work(course, tmp_path):

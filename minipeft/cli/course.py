@@ -31,6 +31,17 @@ def arguments(parser) -> None:
     exploring.add_argument("--out", type=Path, default=Path("explore.html"), metavar="FILE",
                            help="page to write (default: explore.html)")
     grading = doing.add_parser("grade", help="run a class's answers; a table, and grades.csv")
+    site = doing.add_parser("site", help="all notebooks, claims, results and docstrings as pages")
+    site.add_argument("--out", type=Path, default=Path("site"),
+                      help="folder (default: site); an earlier site in it is replaced")
+    site.add_argument("--without-solutions", action="store_true",
+                      help="leave them out; else they are folded")
+    arguments_of_grade(grading)
+    for command in (progress, grading):
+        arguments_of_a_run(command)
+
+
+def arguments_of_grade(grading) -> None:
     grading.add_argument("--out", type=Path, default=Path("results"), help="folder for grades.csv "
                          "and a folder with feedback.txt for each student (default: results)")
     grading.add_argument("--only", nargs="+", default=[], metavar="NN[.N]",
@@ -38,18 +49,16 @@ def arguments(parser) -> None:
                               "that anyone has handed in)")
     grading.add_argument("--hidden", type=Path, default=HIDDEN, metavar="FILE",
                          help="hidden tests (default: notebooks/hidden_tests.py)")
-    site = doing.add_parser("site", help="all notebooks, claims, results and docstrings as pages")
-    site.add_argument("--out", type=Path, default=Path("site"),
-                      help="folder (default: site); an earlier site in it is replaced")
-    site.add_argument("--without-solutions", action="store_true",
-                      help="leave them out; else they are folded")
-    for command in (progress, grading):
-        command.add_argument("folder", type=Path)
-        command.add_argument("--seconds", type=float, default=120, help="limit of each exercise "
-                                                                        "(default: 120)")
-        command.add_argument("--gib", type=float, default=8,
-                             help="limit of each exercise's memory (default: 8)")
-        command.add_argument("--jobs", type=int, default=1, help="exercises at once (default: 1)")
+
+
+def arguments_of_a_run(command) -> None:
+    """Of a command that runs answers."""
+    command.add_argument("folder", type=Path)
+    command.add_argument("--seconds", type=float, default=120,
+                         help="limit of each answer with its checks (default: 120)")
+    command.add_argument("--gib", type=float, default=8,
+                         help="limit of each exercise's memory (default: 8)")
+    command.add_argument("--jobs", type=int, default=1, help="exercises at once (default: 1)")
 
 
 def run(args) -> None:

@@ -43,6 +43,8 @@ except ImportError:                 # Windows
 
 LARGEST_FILE = 256 * 2**20          # bytes: of a notebook, of a folder, of what an answer writes
 LONGEST = 4000                      # bytes of a verdict
+PREPARING = 3600                    # seconds for the course's own cells, on any machine
+READY = b"the answer's time begins"
 HIDDEN_REFUSES = "it passes the check of the notebook, not the hidden test"
 FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 CONTEXT = multiprocessing.get_context("forkserver" if FORKS else "spawn")
@@ -51,7 +53,7 @@ CONTEXT = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 @dataclass(frozen=True)
 class Limits:
     """Of each exercise."""
-    seconds: float = 120
+    seconds: float = 120            # of the answer and its checks
     gib: float = 8                  # of address space
     characters: int = 1_000_000     # that it prints
 
@@ -247,16 +249,25 @@ def run(work: tuple[Exercise, str, tuple[str, ...], str], folder: Path, limits: 
     process.start()
     theirs.close()
     try:
-        if not ours.poll(limits.seconds):
-            return (f"it took more than {limits.seconds:g} seconds, with the cells that it needs: "
-                    f"is there a loop that never ends?")
-        return ours.recv_bytes(LONGEST).decode("utf-8", "replace")      # bytes: nothing unpickled
+        said = within(PREPARING, ours)
+        said = within(limits.seconds, ours) if said == READY else said
+        return said.decode("utf-8", "replace")         # bytes: nothing is unpickled
+    except TimeoutError as error:
+        return str(error)
     except (EOFError, OSError):
         process.join(1)
         return f"it ended Python before the check was done ({ending(process.exitcode)})"
     finally:
         ours.close()
         end(process)
+
+
+def within(seconds: float, pipe) -> bytes:
+    """What comes out of the pipe; TimeoutError, in the words of a verdict, if nothing does."""
+    if not pipe.poll(seconds):
+        raise TimeoutError(f"it took more than {seconds:g} seconds: is there a loop that never "
+                           f"ends?")
+    return pipe.recv_bytes(LONGEST)
 
 
 def ending(code: int | None) -> str:
@@ -292,7 +303,7 @@ def work_in(work: tuple, folder: Path, limits: Limits, verdicts) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     printed = Printed(limits.characters)
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        verdict = verdict_of(*work)
+        verdict = verdict_of(*work, lambda: verdicts.send_bytes(READY))
     verdicts.send_bytes(sentence(verdict).encode("utf-8", "replace")[:LONGEST])
     os._exit(0)
 
@@ -317,8 +328,12 @@ class Shell(InteractiveShell):
         pass
 
 
-def verdict_of(exercise: Exercise, answer: str, own: tuple[str, ...], hidden: str) -> str:
-    """PASSES, or the error that the answer or its check ends with."""
+def verdict_of(exercise: Exercise, answer: str, own: tuple[str, ...], hidden: str,
+               ready: Callable[[], None]) -> str:
+    """PASSES, or the error that the answer or its check ends with.
+
+    ready: called when all that the answer needs has run, and the answer's own time begins
+    """
     names = {"display": display}
     shell = Shell.instance(user_ns=names)
     matplotlib.use("Agg")
@@ -335,6 +350,7 @@ def verdict_of(exercise: Exercise, answer: str, own: tuple[str, ...], hidden: st
                 return f"a cell of the course that it needs failed: {failed}"
     except SyntaxError as error:
         return f"SyntaxError: {error}"
+    ready()
     verdict = outcome(program, names)
     unseen = outcome(hidden, names) if verdict == PASSES else PASSES
     return verdict if unseen == PASSES else f"{HIDDEN_REFUSES}: {sentence(unseen)}"
