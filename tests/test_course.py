@@ -435,10 +435,20 @@ def test_a_renamed_notebook_is_known_and_two_of_one_name_are_not_graded(course, 
 
 
 def test_hidden_tests_name_exercises(course, tmp_path):
-    for text in ("# %% 00.9\nassert 1\n", "# %% 00.1\nassert 1\n\n# %% 00.1\nassert 2\n"):
+    for text in ("# %% 00.9\nassert 1\n", "# %% 00.1\nassert 1\n\n# %% 00.1\nassert 2\n",
+                 "# %% 0.1\nassert 1\n", "#%% 00.1\nassert 1\n", "# %% 00.1 \nassert 1\n"):
         (tmp_path / "own.py").write_text(text)
-        with pytest.raises(ValueError, match=r"must name an exercise, and stand once"):
+        with pytest.raises(ValueError, match=r"must name an exercise, as '# %% 03.2' does, and"):
             assignment.hidden_tests(tmp_path / "own.py")
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"# %% 00.1\nassert 1 = 1\n", "the test behind '# %% 00.1' is not Python: .* in its line 1;"),
+    (b"# %% 00.1\nassert 'M\xfcller'\n", "own.py: it must be UTF-8, got the byte 0xfc in line 2")])
+def test_a_broken_hidden_test_is_refused_before_it_refuses_a_class(course, tmp_path, content, said):
+    (tmp_path / "own.py").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        assignment.hidden_tests(tmp_path / "own.py")
 
 
 def test_a_solution_is_printed_and_an_unknown_one_is_bad_usage(course, capsys):
