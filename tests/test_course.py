@@ -139,7 +139,8 @@ def test_a_class_of_six_gets_the_points_it_should(course, tmp_path, capsys):
 
 
 def table(out: Path) -> list[dict[str, str]]:
-    with (out / "grades.csv").open(encoding="utf-8-sig") as file:      # the mark that Excel wants
+    assert (out / "grades.csv").read_bytes().startswith(b"\xef\xbb\xbf")       # Excel wants it
+    with (out / "grades.csv").open(encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 
