@@ -4,8 +4,9 @@
     judge(found[2], ["    return 1.0"])      of each answer: PASSES, or how the check refused it
 
 An exercise is a markdown cell that says **Exercise N**, the code cell with the markers, and the
-code cells after it. What it needs are the cells that define the names it uses, and so on back; a
-cell that only changes something is not among them, so an exercise must not depend on one.
+code cells after it. What it needs are the cells that give the names it uses a value or an entry,
+and so on back; a cell that changes something by a call alone is not among them, so an exercise must
+not depend on one.
 """
 import ast
 import builtins
