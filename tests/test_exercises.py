@@ -82,6 +82,10 @@ def test_an_exercise_needs_what_its_names_rest_on_and_no_more():
     assert needed(cells, "f(1) + scale") == [cells[0], *cells[3:5]]
     assert needed(cells, "print(M)") == [cells[0], *(cells[i] for i in (1, 3, 5, 7))]
     assert needed(cells, "M = 2\nprint(M)") == [cells[0]]
+    cells = ["import a, b\nfrom c import d\nx = slow()", "from e import f\ny = f(x)"]
+    assert needed(cells, "print(d)") == ["import a, b\nfrom c import d"]
+    assert needed(cells, "f(d, y)") == cells
+    assert needed(["from c import d\nd = d + 1"], "d") == ["from c import d\nd = d + 1"]
     cells = ["found = {}", "found['a'] = 1", "x = 2", "found['b'].c[x] += 1", "found.clear()"]
     assert needed(cells, "found") == cells[:4]
 

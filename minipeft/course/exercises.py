@@ -139,17 +139,32 @@ def outcome(source: str, names: dict) -> str:
 
 def needed(cells: Sequence[str], *programs: str) -> list[str]:
     """Of these cells in a row, those that the programs rest on: the one that starts the notebook,
-    and the last that defines each name they use, with what it needs in turn."""
-    taken = {i for i, cell in enumerate(cells) if "notebook.start(" in cell}
+    and the last that defines each name they use, with what it needs in turn. Of a cell that only
+    imports what they use, its imports."""
+    taken, imports = {i for i, cell in enumerate(cells) if "notebook.start(" in cell}, set()
     asked = [(len(cells), name) for program in programs for name in used(program)]
     asked += [(i, name) for i in taken for name in used(cells[i])]
     while asked:
         before, name = asked.pop()
         i = next((i for i in reversed(range(before)) if name in defined(cells[i])), None)
-        if i is not None and i not in taken:
+        if i is None or i in taken:
+            continue
+        alone, rest = parted(cells[i])
+        if name in defined(alone) - defined(rest):
+            imports.add(i)
+        else:
             taken.add(i)
             asked += [(i, other) for other in used(cells[i])]
-    return [cells[i] for i in sorted(taken)]
+    return [cells[i] if i in taken else parted(cells[i])[0] for i in sorted(taken | imports)]
+
+
+@cache
+def parted(source: str) -> tuple[str, str]:
+    """The import statements at a cell's top level, and its other statements."""
+    parts = [], []
+    for node in ast.parse(source).body:
+        parts[not isinstance(node, ast.Import | ast.ImportFrom)].append(ast.unparse(node))
+    return tuple(map("\n".join, parts))
 
 
 @cache
