@@ -59,7 +59,7 @@ def build(out: Path, solutions: bool = True) -> list[str]:
     with TemporaryDirectory() as scratch, replacing(out.resolve()) as part:
         sources = Path(scratch) / "sources"
         lay_out(sources, notebooks, solutions)
-        warnings = make_pages(sources, part, Path(scratch) / "read")
+        warnings = make_pages(sources, part, Path(scratch))
         explore.write(part / "explore.html")
         return warnings
 
@@ -250,14 +250,18 @@ def prose(text: str) -> str:
 
 
 def make_pages(sources: Path, out: Path, scratch: Path) -> list[str]:
-    """Sphinx's warnings, a line each; ValueError if it made no pages."""
+    """Sphinx's warnings, a line each; ValueError if it made no pages.
+
+    They are made in `scratch`: myst-nb leaves a folder of figures beside them.
+    """
     nocolor()
-    said = io.StringIO()
+    said, made = io.StringIO(), scratch / "pages"
     with patch_docutils(sources), docutils_namespace():
-        sphinx = Sphinx(sources, sources, out, scratch, "html", status=None, warning=said)
+        sphinx = Sphinx(sources, sources, made, scratch / "read", "html", status=None, warning=said)
         sphinx.connect("autodoc-process-docstring", as_written)
         sphinx.build()
     lines = said.getvalue().replace(f"{sources}{os.sep}", "").splitlines()
     if sphinx.statuscode:
         raise ValueError(f"Sphinx made no site: {lines[-1]}")
+    shutil.copytree(made, out, dirs_exist_ok=True)
     return lines
