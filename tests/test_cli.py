@@ -11,7 +11,7 @@ from minipeft.__main__ import main, parser
 from minipeft.cli import COMMANDS
 
 PAGES = "".join((Path(__file__).parent.parent / name).read_text(encoding="utf-8")
-                for name in ("README.md", "CONTRIBUTING.md"))
+                for name in ("README.md", "CONTRIBUTING.md", "notebooks/TEACHING.md"))
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -27,7 +27,7 @@ def test_every_command_has_a_help_text_with_an_example_that_parses(command, caps
 @pytest.mark.parametrize("line", re.findall(r"^ *python -m minipeft (.*?)(?: +#.*)?$", PAGES,
                                             flags=re.MULTILINE)
                          + re.findall(r"`python -m minipeft ([^`>]*)", PAGES))
-def test_the_commands_of_the_readme_and_of_contributing_parse(line):
+def test_the_commands_of_the_pages_parse(line):
     argv = shlex.split(line)
     assert argv[0] in COMMANDS
     parser(argv).parse_args(argv)

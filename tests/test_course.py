@@ -1,4 +1,6 @@
 """The course handed out and graded: a small course of one notebook, and a class of six."""
+import ast
+import builtins
 import csv
 import json
 import os
@@ -6,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import is_dataclass
 from pathlib import Path
 
@@ -17,7 +20,9 @@ pytest.importorskip("nbgrader", reason="pip install nbgrader")
 from minipeft.__main__ import main
 from minipeft.course import assignment, student
 from minipeft.course.exercises import PASSES, Exercise, exercises, outcome
+from minipeft.course import grade as grading
 from minipeft.course.grade import Limits, collect, grade
+from minipeft.course.notebook import NotDone
 
 ROOT = Path(__file__).parent.parent
 README, TEACHING = ((ROOT / "notebooks" / name).read_text(encoding="utf-8")
@@ -64,10 +69,11 @@ TABLE = {
     "perfect": [(1, ""), (2, ""), (1, "")],
     "blank": [(0, UNDONE.format(i)) for i in (1, 2, 3)],
     "half": [(1, ""), (0, "an item counts as often as it is ordered"), (0, UNDONE.format(3))],
-    "crashing": [(0, "it ended its process before the check did (exit status 0)"),
-                 (0, "it took more than 4 seconds"), (1, "")],
-    "hard-coding": [(0, "KeyError: -7"), (2, ""),
-                    (0, "it ended its process before the check did (exit status 0)")],
+    "crashing": [(0, "it ended Python before the check was done (exit status 0)"),
+                 (0, "it took more than 4 seconds: is there a loop that never ends?"), (1, "")],
+    "hard-coding": [(0, "it passes the check of the notebook, not the hidden test: KeyError: -7"),
+                    (2, ""),
+                    (0, "it ended Python before the check was done (exit status 0)")],
     "deleting": [(1, ""), (0, "OSError: it printed too much"), (0, GONE)]}
 
 
@@ -119,15 +125,95 @@ def test_a_class_of_six_gets_the_points_it_should(course, tmp_path, capsys):
     before = {path: path.read_bytes() for path in handed.rglob("*.ipynb")}
     assert main(["course", "grade", str(handed), "--out", str(tmp_path / "out"), "--seconds", "4",
                  "--hidden", str(course / "hidden_tests.py")]) == 0
-    with (tmp_path / "out" / "grades.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = table(tmp_path / "out")
     found = {name: [(int(row["points"]), row["first failing sentence"]) for row in rows
                     if row["student"] == name] for name in CLASS}
     assert found == TABLE
     assert [row["exercise"] for row in rows[:3]] == ["00.1", "00.2", "00.3"]
     assert [row["of"] for row in rows[:3]] == ["1", "2", "1"]
     assert "perfect  4 of 4 points\n    00.1  1 of 1\n" in capsys.readouterr().out
+    assert (tmp_path / "out" / "half" / "feedback.txt").read_text(encoding="utf-8") == (
+        "half  1 of 4 points\n\n00.1  1 of 1\n00.2  0 of 2  an item counts as often as it is "
+        f"ordered\n00.3  0 of 1  {UNDONE.format(3)}\n")
     assert before == {path: path.read_bytes() for path in handed.rglob("*.ipynb")}
+
+
+def table(out: Path) -> list[dict[str, str]]:
+    assert (out / "grades.csv").read_bytes().startswith(b"\xef\xbb\xbf")       # Excel wants it
+    with (out / "grades.csv").open(encoding="utf-8-sig") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such names and no pipes")
+def test_whatever_they_are_called_all_are_graded_and_again_the_same(course, tmp_path, capsys):
+    handed, out = tmp_path / "class", tmp_path / "out"
+    latin = os.fsdecode(b"M\xfcller")                         # of an archive that is not UTF-8
+    for name in ("Jörg (2)", latin, "=1+1", "pipe", "dangling"):
+        student.release(handed / name)
+        worked(handed / name / NAME, ["", "", "n = 2"])
+    (handed / "Jörg (2)" / NAME).rename(handed / "Jörg (2)" / "meine Lösung.ipynb")
+    for name in ("pipe", "dangling"):
+        (handed / name / NAME).unlink()
+    os.mkfifo(handed / "pipe" / NAME)
+    (handed / "dangling" / NAME).symlink_to("nowhere")
+    for left in (".ipynb_checkpoints", "__MACOSX"):
+        (handed / left).mkdir()
+        shutil.copy(handed / latin / NAME, handed / left / f"._{NAME}")
+    (handed / "eva.zip").write_bytes(b"PK")
+    for _ in range(2):
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        assert main(["course", "grade", str(handed), "--out", str(out), "--only", "00.3",
+                     "--hidden", str(course / "hidden_tests.py")]) == 0
+        assert "eva.zip is no notebook (.ipynb), and is not looked at" in capsys.readouterr().err
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    found = {row["student"]: (row["points"], row["first failing sentence"]) for row in table(out)}
+    assert found == {"'=1+1": ("1", ""), "Jörg (2)": ("1", ""), r"M\udcfcller": ("1", ""), **{
+        name: ("0", f"{handed / name / NAME} is no file, or leads to none; ask for it again")
+        for name in ("pipe", "dangling")}}
+    assert (out / r"M\udcfcller" / "feedback.txt").is_file()
+
+
+def test_a_notebook_among_those_of_others_sees_no_files_of_theirs(course, tmp_path):
+    for name in ("ann", "bob"):
+        student.release(tmp_path / name)
+        worked(tmp_path / name / NAME, [None, None, "import os\n"
+               "n = 2 - len({'bob', 'large'} & set(os.listdir()))"])
+        (tmp_path / "class" / name).mkdir(parents=True)
+    (tmp_path / "ann" / NAME).rename(tmp_path / "class" / "ann.ipynb")
+    (tmp_path / "bob" / NAME).rename(tmp_path / "class" / "bob" / NAME)
+    (tmp_path / "class" / "bob" / "large").write_bytes(b"")
+    (tmp_path / "class" / "ann").rmdir()
+    rows = grade(collect(tmp_path / "class"), {}, LIMITS, chosen=["00.3"])
+    assert [(row.student, row.points, row.why) for row in rows] == [
+        ("ann", 1, ""), ("bob", 0, "count them")]
+
+
+def test_only_what_is_asked_for_is_graded(course, tmp_path, capsys):
+    write(course / "01_other.ipynb", CELLS)
+    student.release(tmp_path / "class" / "ann")
+    worked(tmp_path / "class" / "ann" / NAME, RIGHT)
+    (tmp_path / "class" / "ann" / "01_other.ipynb").unlink()
+    rows = grade(collect(tmp_path / "class"), {}, LIMITS, chosen=["00.3", "01"])
+    assert [(row.exercise, row.points) for row in rows] == [
+        ("00.3", 1), ("01.1", 0), ("01.2", 0), ("01.3", 0)]
+    assert rows[1].why == "01_other was not handed in"
+    for argv, said in ((["--only", "02"], "such as 03 and 10.2, got '02'; known: 00.1, 00.2"),
+                       (["--out", str(tmp_path / "class" / "out")], "--out must lie outside of")):
+        with pytest.raises(SystemExit) as stop:
+            main(["course", "grade", str(tmp_path / "class"), *argv])
+        assert stop.value.code == 2 and said in capsys.readouterr().err
+
+
+def test_an_interrupted_grading_starts_no_further_exercise(course, tmp_path, monkeypatch):
+    student.release(tmp_path / "ann")
+    started = []
+    monkeypatch.setattr(grading, "row", lambda *task: started.append(task) or time.sleep(0.2))
+
+    def interrupt(rows, total):
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        grade(collect(tmp_path, "ann"), {}, LIMITS, progress=interrupt)
+    assert len(started) == 1                                   # of three
 
 
 def test_the_student_version_has_stubs_locked_checks_and_cells_to_write_into(course, tmp_path):
@@ -172,7 +258,6 @@ def test_run_from_top_to_bottom_it_stops_at_what_is_not_done_or_comes_to_its_end
 
 
 def test_what_is_not_done_is_one_sentence_in_jupyter():
-    from minipeft.course.notebook import NotDone
     assert NotDone("03.2")._render_traceback_() == [UNDONE.format(2).replace("00", "03")]
 
 
@@ -203,6 +288,58 @@ def test_a_new_version_comes_beside_with_the_answers_in_their_places(course, tmp
     assert any("Any number." in source for source in sources)
     assert sum("NotDone" in source for source in sources) == 2
     assert student.release(tmp_path / "student") == [(new, "kept")]
+
+
+@pytest.mark.parametrize("answer", [
+    "print('passes')", "raise SystemExit('passes')", "raise Exception('passes')",
+    "import sys\nsys.stdout.write('passes')\nsys.exit(0)", "n = 2\nraise AssertionError('')"])
+def test_no_word_that_an_answer_prints_or_ends_with_gives_a_point(course, tmp_path, answer):
+    ((path, _),) = student.release(tmp_path / "s")
+    worked(path, [None, None, answer])
+    (row,) = grade(collect(tmp_path / "s", "s"), {}, LIMITS, chosen=["00.3"])
+    assert row.points == 0 and row.why
+
+
+def test_the_time_of_the_courses_own_cells_is_not_the_answers(course, tmp_path):
+    slow = [*CELLS[:3], ("code", "import time\ntime.sleep(2)\n" + CELLS[3][1]), *CELLS[4:]]
+    write(course / NAME, slow)
+    ((path, _),) = student.release(tmp_path / "s")
+    worked(path, RIGHT)
+    (row,) = grade(collect(tmp_path / "s", "s"), {}, Limits(seconds=1.5), chosen=["00.2"])
+    assert (row.points, row.why) == (2, "")
+
+
+def test_a_folder_that_hides_the_package_is_named_before_anything_is_graded(tmp_path, monkeypatch):
+    """As in the folder above a checkout called minipeft, with an editable installation."""
+    (tmp_path / "minipeft").mkdir()
+    (tmp_path / "ann").mkdir()
+    (tmp_path / "ann" / NAME).write_text('{"cells": [], "metadata": {}}')
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys.modules["minipeft"], "__file__", None)
+    with pytest.raises(FileNotFoundError, match="the folder .*minipeft hides the package"):
+        grade(collect(tmp_path), {}, LIMITS)
+
+
+def test_a_course_whose_own_cell_fails_says_so(course, tmp_path):
+    broken = ("code", "PRICES = {'tea': 3}\nPRICES['milk'] += 1")
+    write(course / NAME, [*CELLS[:3], broken, *CELLS[4:]])
+    ((path, _),) = student.release(tmp_path / "s")
+    worked(path, RIGHT)
+    (row,) = grade(collect(tmp_path / "s", "s"), {}, LIMITS, chosen=["00.2"])
+    assert row.why == "a cell of the course that it needs failed: KeyError: 'milk'"
+
+
+def test_a_helper_in_an_own_cell_may_use_the_course_and_stand_beside_scratch_work(course, tmp_path):
+    ((path, _),) = student.release(tmp_path / "s")
+    worked(path, ["", "def bill(order):\n    return total(order)", ""])
+    notebook = json.loads(path.read_text())
+    notebook["cells"].insert(4, dict(
+        cell_type="code", id="mine", metadata={}, outputs=[], execution_count=None,
+        source="def total(order):\n    return sum(PRICES[item] for item in order)\n\n"
+               "double = total(['tea'])"))                  # a name that the course has, too
+    path.write_text(json.dumps(notebook))
+    rows = grade(collect(tmp_path / "s", "s"), {}, LIMITS, chosen=["00.2"])
+    assert [(row.points, row.why) for row in rows] == [(2, "")]
 
 
 def points(folder: Path, limits: Limits = LIMITS) -> list[int]:
@@ -242,7 +379,7 @@ def test_a_changed_check_changes_no_points(course, tmp_path):
     ("n = = 2", "SyntaxError: "),
     ("open('big', 'wb').truncate(2**30)", "OSError: [Errno 27] File too large"),
     ("import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time\\nwhile 1: "
-     "time.sleep(1)'])\nraise KeyboardInterrupt", "it ended its process"),
+     "time.sleep(1)'])\nraise KeyboardInterrupt", "it ended Python"),
     ("n = input()", "EOFError"),
     ("assert False", "a check failed, and says no more")])
 @pytest.mark.skipif(os.name == "nt", reason="Windows has other signals and no such limits")
@@ -299,10 +436,20 @@ def test_a_renamed_notebook_is_known_and_two_of_one_name_are_not_graded(course, 
 
 
 def test_hidden_tests_name_exercises(course, tmp_path):
-    for text in ("# %% 00.9\nassert 1\n", "# %% 00.1\nassert 1\n\n# %% 00.1\nassert 2\n"):
+    for text in ("# %% 00.9\nassert 1\n", "# %% 00.1\nassert 1\n\n# %% 00.1\nassert 2\n",
+                 "# %% 0.1\nassert 1\n", "#%% 00.1\nassert 1\n", "# %% 00.1 \nassert 1\n"):
         (tmp_path / "own.py").write_text(text)
-        with pytest.raises(ValueError, match=r"must name an exercise, and stand once"):
+        with pytest.raises(ValueError, match=r"must name an exercise, as '# %% 03.2' does, and"):
             assignment.hidden_tests(tmp_path / "own.py")
+
+
+@pytest.mark.parametrize("content, said", [
+    (b"# %% 00.1\nassert 1 = 1\n", "the test behind '# %% 00.1' is not Python: .* in its line 1;"),
+    (b"# %% 00.1\nassert 'M\xfcller'\n", "own.py: it must be UTF-8, got the byte 0xfc in line 2")])
+def test_a_broken_hidden_test_is_refused_before_it_refuses_a_class(course, tmp_path, content, said):
+    (tmp_path / "own.py").write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        assignment.hidden_tests(tmp_path / "own.py")
 
 
 def test_a_solution_is_printed_and_an_unknown_one_is_bad_usage(course, capsys):
@@ -320,7 +467,7 @@ def test_progress_prints_what_is_done(course, tmp_path, capsys):
     worked(path, [BAD_ENDS[0], RIGHT[1], ""])
     assert main(["course", "progress", str(path.parent), "--jobs", "2"]) == 0
     assert capsys.readouterr().out.splitlines() == [
-        "00.1  0 of 1  it ended its process before the check did (exit status 0)",
+        "00.1  0 of 1  it ended Python before the check was done (exit status 0)",
         "00.2  2 of 2", "00.3  0 of 1  " + UNDONE.format(3), "2 of 4 points"]
 
 
@@ -403,6 +550,16 @@ def test_every_exercise_is_handed_out_without_its_solution_and_with_its_points(p
     assert guesses >= 1 and "SOLUTION" not in text
 
 
+@pytest.mark.parametrize("path", assignment.course(), ids=lambda path: path.stem)
+def test_no_check_takes_what_is_not_done_for_a_mistake(path):
+    for exercise in assignment.exercises_in(path.stem, assignment.solved(path)["cells"]):
+        handlers = [node for cell in exercise.checks for node in ast.walk(ast.parse(cell))
+                    if isinstance(node, ast.ExceptHandler)]
+        for handler in handlers:
+            caught = getattr(builtins, getattr(handler.type, "id", ""), BaseException)
+            assert not issubclass(NotDone, caught), f"{exercise.name} catches it"
+
+
 def test_the_syllabus_adds_up_the_minutes_of_its_notebooks():
     rows = re.findall(r"\]\((\w+\.ipynb)\).*?\| (\d+) min \|", README)
     minutes = {name: int(number) for name, number in rows}
@@ -426,7 +583,8 @@ def test_a_class_on_our_own_notebooks(tmp_path):
     rows = grade(collect(tmp_path / "class"), assignment.hidden_tests(assignment.HIDDEN), Limits())
     lost = [row for row in rows if row.student == "perfect" and row.points < row.of]
     assert lost == [] and len(rows) > 90
-    assert {row.points for row in rows if row.student == "blank"} == {0}
+    assert {row.why for row in rows if row.student == "blank"} == {
+        UNDONE.replace("00.{}", row.exercise) for row in rows}
 
 
 @pytest.mark.long

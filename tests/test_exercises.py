@@ -82,6 +82,12 @@ def test_an_exercise_needs_what_its_names_rest_on_and_no_more():
     assert needed(cells, "f(1) + scale") == [cells[0], *cells[3:5]]
     assert needed(cells, "print(M)") == [cells[0], *(cells[i] for i in (1, 3, 5, 7))]
     assert needed(cells, "M = 2\nprint(M)") == [cells[0]]
+    cells = ["import a, b\nfrom c import d\nx = slow()", "from e import f\ny = f(x)"]
+    assert needed(cells, "print(d)") == ["import a, b\nfrom c import d"]
+    assert needed(cells, "f(d, y)") == cells
+    assert needed(["from c import d\nd = d + 1"], "d") == ["from c import d\nd = d + 1"]
+    cells = ["found = {}", "found['a'] = 1", "x = 2", "found['b'].c[x] += 1", "found.clear()"]
+    assert needed(cells, "found") == cells[:4]
 
 
 @pytest.mark.parametrize("source, defines, uses", [
@@ -96,6 +102,12 @@ def test_an_exercise_needs_what_its_names_rest_on_and_no_more():
     ("n = 0\nn += 1\nprint(n)", {"n"}, set()),
     ("M = f(\n    M)", {"M"}, {"f", "M"}),
     ("def f():\n    return f()", {"f"}, set()),
+    ("def f(n, k=m):\n    i = n\n    return i + k\nn, k, i, m = 1, 2, 3, 4",
+     {"f", "n", "k", "i", "m"}, {"m"}),
+    ("def f():\n    global n\n    n = n + 1\nn = 0", {"f", "n"}, {"n"}),
+    ("f = lambda n: n + m\nn = m = 0", {"f", "n", "m"}, {"m"}),
+    ("def f(a):\n    def g(b):\n        return a + b + c\n    return g\na = b = c = 0",
+     {"f", "a", "b", "c"}, {"c"}),
     ("for x in xs:\n    xs = x", {"x", "xs"}, {"xs"}),
     ("a, (b, *c) = d", {"a", "b", "c"}, {"d"})])
 def test_what_a_cell_defines_and_uses(source, defines, uses):

@@ -162,3 +162,5 @@ def test_who_cites_names_the_version_that_is_installed():
     version = re.search(r'(?m)^version = "(.*)"', (ROOT / "pyproject.toml").read_text())[1]
     assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\n## {version}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    teaching = (ROOT / "notebooks" / "TEACHING.md").read_text(encoding="utf-8")
+    assert f" minipeft-{version}-py3-none-any.whl\n" in teaching

@@ -16,6 +16,7 @@ import minipeft
 from minipeft.__main__ import main
 from minipeft.course import assignment
 from minipeft.course.assignment import course, known
+from minipeft.course.exercises import exercises_in
 from minipeft.files import read_json
 
 bs4 = pytest.importorskip("bs4")          # the theme needs it
@@ -29,6 +30,10 @@ def read(path: Path):
 
 def test_sphinx_does_not_warn(site):
     assert read_json(site.with_name("warnings.json"), wanted=list) == []
+
+
+def test_nothing_is_left_beside_the_site(site):
+    assert {path.name for path in site.parent.iterdir()} == {"site", "warnings.json"}
 
 
 def test_the_site_is_as_large_as_the_readme_says(site):
@@ -162,6 +167,25 @@ def test_a_notebook_is_offered_with_its_solutions_and_without(site):
         assert "BEGIN SOLUTION" not in text
 
 
+def test_a_site_without_solutions_has_none_and_no_line_that_only_they_print(tmp_path):
+    sites.lay_out(tmp_path / "sources", course(), solutions=False)
+    assert {path.name for path in (tmp_path / "sources" / "downloads").iterdir()} == {"open"}
+    exam = (tmp_path / "sources/notebooks/TEACHING.md").read_text(encoding="utf-8")
+    assert "60,416" not in exam and "## A policy on assistants" in exam
+    for path in course():
+        cells = read_json(tmp_path / "sources" / "notebooks" / path.name)["cells"]
+        text = squeezed("\n".join("".join(cell["source"]) for cell in cells))
+        stored = read_json(path)["cells"]
+        for exercise in exercises_in(path.stem, stored):
+            assert squeezed(exercise.solution) not in text and "SOLUTION" not in text
+            checks = [cell for cell in cells if "".join(cell["source"]) in exercise.check]
+            assert len(checks) == len(exercise.check)
+            assert [cell["outputs"] for cell in [*checks, cells[exercise.place]]] == [
+                []] * (len(checks) + 1), exercise.name
+        printed = sum(len(cell.get("outputs", [])) for cell in cells)
+        assert printed > 20 and "downloads/solved" not in text
+
+
 # ---------------------------------------------------------------- offline
 
 
@@ -202,7 +226,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def quick(monkeypatch):
     """Sphinx and plotly are not asked: a page is enough."""
     made = iter(range(100))
-    monkeypatch.setattr(sites, "lay_out", lambda sources, notebooks: None)
+    monkeypatch.setattr(sites, "lay_out", lambda sources, notebooks, solutions: None)
     monkeypatch.setattr(sites, "make_pages", lambda sources, out, scratch: (
         (out / "index.html").write_text(f"number {next(made)}"), [])[1])
     monkeypatch.setattr(sites.explore, "write", lambda path: None)

@@ -4,6 +4,8 @@ It is installed into an environment of its own, in a folder with spaces. There t
 this one are found through a .pth file; whose own .pth files are not read, so an editable minipeft
 among them is out of sight.
 """
+import ast
+import json
 import os
 import re
 import shutil
@@ -30,9 +32,11 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 SOURCES = ("minipeft", "data", "benchmarks/results", "pyproject.toml", "README.md", "LICENSE")
 DATA = {"data/learning_rates.json", "data/questions.json", "data/tiny_gpt.json",
         *(f"data/tiny_gpt_seed{seed}.safetensors" for seed in range(3)),
-        "data/tool_calls/train.jsonl", "results/claims.json", "results/compare/compare.json",
+        *(f"data/tool_calls/{name}.jsonl" for name in ("train", "test", "questions")),
+        "results/claims.json", "results/compare/compare.json",
         "results/languages/graded.jsonl", "results/capacity/capacity.jsonl",
-        "results/tool_calls/runs.jsonl", "results/tool_calls/step_costs.json",
+        *(f"results/tool_calls/{name}" for name in
+          ("runs.jsonl", "step_costs.json", "base.json", "differences.json")),
         "results/decode.json"}
 # A command, and a part of what it prints. `bench step` and `bench decode` would take minutes and
 # 5 GB; their texts are among DATA.
@@ -120,6 +124,21 @@ def test_the_wheel_holds_the_package_its_data_and_nothing_else(wheel):
     said = re.search(r"`python -m pip wheel --no-deps \.` \((.*?) MB\)", README)[1]
     # another zlib packs a little better or worse
     assert wheel.stat().st_size / 1e6 == pytest.approx(float(said), rel=0.1)
+
+
+def test_the_wheel_holds_what_the_notebooks_read():
+    """Students of a graded course have the notebooks and a wheel, and no checkout."""
+    stored = {path.name: path.relative_to(ROOT).as_posix().removeprefix("benchmarks/")
+              for folder in ("data", "benchmarks/results") for path in (ROOT / folder).rglob("*.*")}
+    read = set()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        for cell in (cell for cell in cells if cell["cell_type"] == "code"):
+            read |= {node.value.rpartition("/")[2] for node in ast.walk(ast.parse(
+                "".join(cell["source"]))) if isinstance(node, ast.Constant)
+                and isinstance(node.value, str)}
+    assert len(read & stored.keys()) > 7
+    assert {stored[name] for name in read & stored.keys()} <= DATA
 
 
 def test_it_is_found_where_it_was_installed_and_asks_the_questions_that_lie_there(installed):

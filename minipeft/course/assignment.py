@@ -8,16 +8,18 @@ you run" to write into, and each hidden test at the end of its check. What only 
 lie from notebooks/ asks the package, so that the notebook runs in any folder. All of it follows
 from the notebook alone: the same notebook gives the same cells.
 """
+import ast
 import copy
 import hashlib
 import re
 from pathlib import Path
 
-from ..files import NOTEBOOKS, check_keys, read_json
+from ..files import NOTEBOOKS, check_keys, decoded, read_json
 from .exercises import Exercise, exercises_in
 
 HIDDEN = NOTEBOOKS / "hidden_tests.py"
 HIDDEN_TEST = re.compile(r"^# %% (\d\d\.\d+)\n", re.MULTILINE)
+MARK = re.compile(r"^#+ *%%.*", re.MULTILINE)               # what is meant to be one
 PREDICTION = "Before you run"
 OUTSIDE = re.compile(r'Path\("\.\./(data|benchmarks/results)/([^"]*)"\)')
 FOLDERS = {"data": "DATA", "benchmarks/results": "RESULTS"}         # of minipeft.files
@@ -58,13 +60,26 @@ def handed_out(path: Path, do: str) -> dict:
 
 
 def hidden_tests(path: Path) -> dict[str, str]:
-    """{"03.2": source} of a file of code cells, each behind the line "# %% 03.2"."""
-    _, *parts = HIDDEN_TEST.split(path.read_text(encoding="utf-8"))
+    """{"03.2": source} of a file of code cells, each behind the line "# %% 03.2"; ValueError for a
+    mark that names no exercise, and for a test that is not Python."""
+    try:
+        text = "\n".join(decoded(path.read_bytes()).splitlines()) + "\n"
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    _, *parts = HIDDEN_TEST.split(text)
     names, tests = parts[::2], parts[1::2]
-    unknown = [name for name in names if names.count(name) > 1 or name not in known()]
-    if unknown:
-        raise ValueError(f"{path}: '# %% {unknown[0]}' must name an exercise, and stand once; "
-                         f"change that line")
+    exercises = known()
+    wrong = [mark for mark in MARK.findall(text) if not HIDDEN_TEST.match(f"{mark}\n")]
+    wrong += [f"# %% {name}" for name in names if names.count(name) > 1 or name not in exercises]
+    if wrong:
+        raise ValueError(f"{path}: {wrong[0]!r} must name an exercise, as '# %% 03.2' does, and "
+                         f"stand once; change that line")
+    for name, test in zip(names, tests):
+        try:
+            ast.parse(test)
+        except SyntaxError as error:
+            raise ValueError(f"{path}: the test behind '# %% {name}' is not Python: {error.msg} in "
+                             f"its line {error.lineno}; correct it") from None
     return {name: test.strip() for name, test in zip(names, tests)}
 
 

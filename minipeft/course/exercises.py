@@ -4,15 +4,16 @@
     judge(found[2], ["    return 1.0"])      of each answer: PASSES, or how the check refused it
 
 An exercise is a markdown cell that says **Exercise N**, the code cell with the markers, and the
-code cells after it. What it needs are the cells that define the names it uses, and so on back; a
-cell that only changes something is not among them, so an exercise must not depend on one.
+code cells after it. What it needs are the cells that give the names it uses a value or an entry,
+and so on back; a cell that changes something by a call alone is not among them, so an exercise must
+not depend on one.
 """
 import ast
 import builtins
 import io
 import re
 import symtable
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
@@ -138,23 +139,40 @@ def outcome(source: str, names: dict) -> str:
 
 def needed(cells: Sequence[str], *programs: str) -> list[str]:
     """Of these cells in a row, those that the programs rest on: the one that starts the notebook,
-    and the last that defines each name they use, with what it needs in turn."""
-    taken = {i for i, cell in enumerate(cells) if "notebook.start(" in cell}
+    and the last that defines each name they use, with what it needs in turn. Of a cell that only
+    imports what they use, its imports."""
+    taken, imports = {i for i, cell in enumerate(cells) if "notebook.start(" in cell}, set()
     asked = [(len(cells), name) for program in programs for name in used(program)]
     asked += [(i, name) for i in taken for name in used(cells[i])]
     while asked:
         before, name = asked.pop()
         i = next((i for i in reversed(range(before)) if name in defined(cells[i])), None)
-        if i is not None and i not in taken:
+        if i is None or i in taken:
+            continue
+        alone, rest = parted(cells[i])
+        if name in defined(alone) - defined(rest):
+            imports.add(i)
+        else:
             taken.add(i)
             asked += [(i, other) for other in used(cells[i])]
-    return [cells[i] for i in sorted(taken)]
+    return [cells[i] if i in taken else parted(cells[i])[0] for i in sorted(taken | imports)]
+
+
+@cache
+def parted(source: str) -> tuple[str, str]:
+    """The import statements at a cell's top level, and its other statements."""
+    parts = [], []
+    for node in ast.parse(source).body:
+        parts[not isinstance(node, ast.Import | ast.ImportFrom)].append(ast.unparse(node))
+    return tuple(map("\n".join, parts))
 
 
 @cache
 def defined(source: str) -> set[str]:
-    """Names that a cell gives a value, at its top level or in a loop or a `with` there."""
-    return {name for node in outside_functions(ast.parse(source)) for name in names_given(node)}
+    """Names that a cell gives a value, or an entry (`found[key] = ...`), at its top level or in a
+    loop or a `with` there."""
+    return {name for node in outside_functions(ast.parse(source))
+            for name in names_given(node) | names_filled(node)}
 
 
 def names_given(node: ast.AST) -> set[str]:
@@ -171,6 +189,23 @@ def names_given(node: ast.AST) -> set[str]:
                if isinstance(node, ast.With) else [])
     return {each.id for target in targets for each in ast.walk(target)
             if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)}
+
+
+def names_filled(node: ast.AST) -> set[str]:
+    """Of what this statement gives an entry or an attribute: models["novel"] = ..., a.b[0] += 1."""
+    targets = (node.targets if isinstance(node, ast.Assign) else
+               [node.target] if isinstance(node, ast.AugAssign) else [])
+    places = [outermost(each) for target in targets for each in ast.walk(target)
+              if isinstance(each, ast.Subscript | ast.Attribute)
+              and isinstance(each.ctx, ast.Store)]
+    return {place.id for place in places if isinstance(place, ast.Name)}
+
+
+def outermost(node: ast.expr) -> ast.expr:
+    """Of a.b[0], the name a."""
+    while isinstance(node, ast.Subscript | ast.Attribute):
+        node = node.value
+    return node
 
 
 def place_after(node: ast.AST) -> tuple[int, int]:
@@ -200,15 +235,36 @@ def used(source: str) -> set[str]:
     for node in outside_functions(tree):
         for name in names_given(node):
             given.setdefault(name, place_after(node))
-    reads = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)
-             and isinstance(node.ctx, ast.Load)
-             and given.get(node.id, (node.lineno + 1, 0)) > (node.lineno, node.col_offset)}
+    read = {node.id for node in names_read(tree)
+            if given.get(node.id, (node.lineno + 1, 0)) > (node.lineno, node.col_offset)}
     changed = {node.target.id for node in outside_functions(tree)
                if isinstance(node, ast.AugAssign)
                and isinstance(node.target, ast.Name)
                and given[node.target.id] >= place_after(node)}
     cell = symtable.symtable(source, "cell", "exec")
-    return ((reads | changed) & names_of_the_notebook(cell)) - set(dir(builtins))
+    return ((read | changed) & names_of_the_notebook(cell)) - set(dir(builtins))
+
+
+def names_read(node: ast.AST, own: frozenset[str] = frozenset()) -> Iterator[ast.Name]:
+    """Where a tree reads a name, unless a function around it has the name for its own."""
+    if isinstance(node, ast.Name):
+        if isinstance(node.ctx, ast.Load) and node.id not in own:
+            yield node
+        return
+    inside = []
+    if isinstance(node, ast.FunctionDef | ast.Lambda):
+        inside = node.body if isinstance(node.body, list) else [node.body]
+        theirs = own | names_of_a_function(node.args, inside)
+    for child in ast.iter_child_nodes(node):                # defaults are read outside
+        yield from names_read(child, theirs if child in inside else own)
+
+
+def names_of_a_function(arguments: ast.arguments, body: list[ast.AST]) -> set[str]:
+    """Its arguments, and what its body gives a value."""
+    nodes = [node for part in body for node in outside_functions(part)]
+    shared = {name for node in nodes if isinstance(node, ast.Global) for name in node.names}
+    return ({node.arg for node in ast.walk(arguments) if isinstance(node, ast.arg)}
+            | set().union(*map(names_given, nodes))) - shared
 
 
 def names_of_the_notebook(scope: symtable.SymbolTable) -> set[str]:

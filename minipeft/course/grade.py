@@ -10,9 +10,9 @@ kernel, where one crash or exit hides the exercises below it, keeps its scores i
 does not limit memory. It can grade the same files, see notebooks/TEACHING.md.
 
 The limits are those of mistakes, not of attacks. An answer runs with the rights of whoever grades:
-it can read and delete that person's files by their full path, use the network, and, since it shares
-a process with its check, forge a verdict. Grade strangers' work in a container. Without the
-`resource` module (Windows) memory is not limited.
+it can read and change that person's files by their full path, read the environment's variables, use
+the network, and, since it shares a process with its check, forge a verdict. Grade strangers' work
+in a container. Without the `resource` module (Windows) memory is not limited.
 """
 import ast
 import contextlib
@@ -23,7 +23,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +43,9 @@ except ImportError:                 # Windows
 
 LARGEST_FILE = 256 * 2**20          # bytes: of a notebook, of a folder, of what an answer writes
 LONGEST = 4000                      # bytes of a verdict
+PREPARING = 3600                    # seconds for the course's own cells, on any machine
+READY = b"the answer's time begins"
+HIDDEN_REFUSES = "it passes the check of the notebook, not the hidden test"
 FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 CONTEXT = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 
@@ -50,7 +53,7 @@ CONTEXT = multiprocessing.get_context("forkserver" if FORKS else "spawn")
 @dataclass(frozen=True)
 class Limits:
     """Of each exercise."""
-    seconds: float = 120
+    seconds: float = 120            # of the answer and its checks
     gib: float = 8                  # of address space
     characters: int = 1_000_000     # that it prints
 
@@ -64,6 +67,7 @@ class HandedIn:
     problem: str = ""               # why nothing in it can be graded
     answers: tuple[tuple[int, str], ...] = ()        # (number of the exercise, source)
     own: tuple[str, ...] = ()       # code cells that the student has added
+    beside: Path | None = None      # the folder of which each answer gets a copy
 
 
 @dataclass(frozen=True)
@@ -77,7 +81,7 @@ class Row:
 
 def collect(folder: Path, student: str | None = None) -> list[HandedIn]:
     """All notebooks below a folder, which has a folder for each student; a notebook that lies in it
-    directly is of a student of the file's name.
+    directly is of a student of the file's name, and its answers get no files.
 
     student: whose they are, if all are of one
     FileNotFoundError if there is none; a notebook that cannot be read has a `problem`.
@@ -86,16 +90,32 @@ def collect(folder: Path, student: str | None = None) -> list[HandedIn]:
         raise NotADirectoryError(f"{folder} must be a folder with notebooks, and there is none; "
                                  f"name another")
     paths = {path: path.relative_to(folder).parts for path in sorted(folder.rglob("*.ipynb"))}
-    found = [handed_in(path, parts[0].removesuffix(".ipynb") if student is None else student)
-             for path, parts in paths.items() if not any(part.startswith(".") for part in parts)]
+    found = []
+    for path, parts in paths.items():
+        if not any(map(is_left_by_a_program, parts)):
+            name = printable(parts[0].removesuffix(".ipynb")) if student is None else student
+            alone = student is None and len(parts) == 1        # among what others have handed in
+            found.append(replace(handed_in(path, name), beside=None if alone else path.parent))
     if student is None:
-        found += [HandedIn(each.name, "", each, f"{each} holds no notebook")
+        found += [HandedIn(printable(each.name), "", each, f"{each} holds no notebook")
                   for each in sorted(folder.iterdir())
-                  if each.is_dir() and not any(each in one.path.parents for one in found)]
+                  if each.is_dir() and not is_left_by_a_program(each.name)
+                  and not any(each in one.path.parents for one in found)]
     if not any(one.path.is_file() for one in found):
         raise FileNotFoundError(f"no notebook (.ipynb) in {folder} or below it; name another "
                                 f"folder")
     return [only(found, each) for each in found]
+
+
+def is_left_by_a_program(name: str) -> bool:
+    """Jupyter's .ipynb_checkpoints, and what macOS packs beside files."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def overlooked(folder: Path) -> list[Path]:
+    """The files in it that are no notebooks: hand-ins that are still packed, say."""
+    return [path for path in sorted(folder.iterdir()) if path.suffix != ".ipynb"
+            and not path.is_dir() and not is_left_by_a_program(path.name)]
 
 
 def only(found: list[HandedIn], one: HandedIn) -> HandedIn:
@@ -111,6 +131,8 @@ def handed_in(path: Path, student: str) -> HandedIn:
     known = {each.stem: each for each in course()}
     named = next((stem for stem in known if path.stem.startswith(stem)), "")
     try:
+        if not path.is_file():
+            raise ValueError(f"{path} is no file, or leads to none; ask for it again")
         if path.stat().st_size > LARGEST_FILE:
             raise ValueError(f"{path} is larger than {LARGEST_FILE} bytes; clear its outputs")
         content = handed_out(path, "ask for it again")
@@ -146,27 +168,45 @@ def answers_in(cells: list[dict], given: list) -> tuple[tuple, tuple]:
 
 
 def grade(handed: list[HandedIn], hidden: dict[str, str], limits: Limits, jobs: int = 1,
-          progress: Callable[[Iterable, int], Iterable] = lambda rows, total: rows) -> list[Row]:
-    """A row for each student and exercise of the notebooks that anyone has handed in.
+          progress: Callable[[Iterable, int], Iterable] = lambda rows, total: rows,
+          chosen: Collection[str] = ()) -> list[Row]:
+    """A row for each student and exercise: of the notebooks that anyone has handed in, or those
+    that are chosen.
 
     progress: wraps the rows as they come, of how many
+    chosen: notebooks and exercises, such as "03" and "10.2"
     """
-    wanted = {path.stem: exercises_in(path.stem, solved(path)["cells"]) for path in course()
-              if path.stem in {each.notebook for each in handed}}
+    wanted = {path.stem: [exercise for exercise in exercises_in(path.stem, solved(path)["cells"])
+                          if not chosen or {path.stem[:2], exercise.name} & {*chosen}]
+              for path in course() if chosen or path.stem in {each.notebook for each in handed}}
     theirs = {(each.student, each.notebook): each for each in handed if each.notebook}
     tasks = [(student, exercise, theirs.get((student, notebook)))
              for student in dict.fromkeys(each.student for each in handed)
              for notebook, found in wanted.items() for exercise in found]
+    check_package()
     warm_up()
-    with ThreadPoolExecutor(jobs) as pool:
+    pool = ThreadPoolExecutor(jobs)
+    try:
         rows = pool.map(lambda task: row(*task, hidden, limits), tasks)
         return list(progress(rows, len(tasks)))
+    finally:
+        pool.shutdown(cancel_futures=True)             # who interrupts waits for those at work only
+
+
+def check_package() -> None:
+    """FileNotFoundError if a folder of that name hides the package from the notebooks' cells."""
+    package = sys.modules[__name__.partition(".")[0]]
+    if package.__file__ is None:
+        raise FileNotFoundError(f"the folder {Path(package.__name__).resolve()} hides the package "
+                                f"of that name, and no notebook can import it; type this in "
+                                f"another folder")
 
 
 def row(student: str, exercise: Exercise, theirs: HandedIn | None, hidden: dict[str, str],
         limits: Limits) -> Row:
     why = refused(exercise, theirs, hidden.get(exercise.name, ""), limits)
-    return Row(student, exercise.name, 0 if why else exercise.points, exercise.points, why)
+    return Row(student, exercise.name, 0 if why else exercise.points, exercise.points,
+               printable(why))
 
 
 def refused(exercise: Exercise, theirs: HandedIn | None, hidden: str, limits: Limits) -> str:
@@ -180,15 +220,18 @@ def refused(exercise: Exercise, theirs: HandedIn | None, hidden: str, limits: Li
         return theirs.problem if theirs.problem else lost
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as holder:
         try:
-            folder = copied(theirs.path.parent, Path(holder) / "copy")
+            folder = copied(theirs.beside, Path(holder) / "copy")
         except (ValueError, OSError) as error:         # shutil.Error is an OSError
             return short(error, repr=str)
         verdict = run((exercise, answer, theirs.own, hidden), folder, limits)
     return "" if verdict == PASSES else verdict
 
 
-def copied(folder: Path, to: Path) -> Path:
-    """A copy without notebooks and hidden files; ValueError if it is large."""
+def copied(folder: Path | None, to: Path) -> Path:
+    """A copy without notebooks and hidden files, empty of None; ValueError if it is large."""
+    if folder is None:
+        to.mkdir()
+        return to
     size = sum(path.lstat().st_size for path in folder.rglob("*") if path.suffix != ".ipynb")
     if size > LARGEST_FILE:
         raise ValueError(f"{folder} holds more than {LARGEST_FILE} bytes beside its notebooks; "
@@ -216,15 +259,25 @@ def run(work: tuple[Exercise, str, tuple[str, ...], str], folder: Path, limits: 
     process.start()
     theirs.close()
     try:
-        if not ours.poll(limits.seconds):
-            return f"it took more than {limits.seconds:g} seconds"
-        return ours.recv_bytes(LONGEST).decode("utf-8", "replace")      # bytes: nothing unpickled
+        said = within(PREPARING, ours)
+        said = within(limits.seconds, ours) if said == READY else said
+        return said.decode("utf-8", "replace")         # bytes: nothing is unpickled
+    except TimeoutError as error:
+        return str(error)
     except (EOFError, OSError):
         process.join(1)
-        return f"it ended its process before the check did ({ending(process.exitcode)})"
+        return f"it ended Python before the check was done ({ending(process.exitcode)})"
     finally:
         ours.close()
         end(process)
+
+
+def within(seconds: float, pipe) -> bytes:
+    """What comes out of the pipe; TimeoutError, in the words of a verdict, if nothing does."""
+    if not pipe.poll(seconds):
+        raise TimeoutError(f"it took more than {seconds:g} seconds: is there a loop that never "
+                           f"ends?")
+    return pipe.recv_bytes(LONGEST)
 
 
 def ending(code: int | None) -> str:
@@ -260,7 +313,7 @@ def work_in(work: tuple, folder: Path, limits: Limits, verdicts) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     printed = Printed(limits.characters)
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-        verdict = verdict_of(*work)
+        verdict = verdict_of(*work, lambda: verdicts.send_bytes(READY))
     verdicts.send_bytes(sentence(verdict).encode("utf-8", "replace")[:LONGEST])
     os._exit(0)
 
@@ -285,23 +338,32 @@ class Shell(InteractiveShell):
         pass
 
 
-def verdict_of(exercise: Exercise, answer: str, own: tuple[str, ...], hidden: str) -> str:
-    """PASSES, or the error that the answer or its check ends with."""
+def verdict_of(exercise: Exercise, answer: str, own: tuple[str, ...], hidden: str,
+               ready: Callable[[], None]) -> str:
+    """PASSES, or the error that the answer or its check ends with.
+
+    ready: called when all that the answer needs has run, and the answer's own time begins
+    """
     names = {"display": display}
     shell = Shell.instance(user_ns=names)
     matplotlib.use("Agg")
     try:
         answer = shell.transform_cell(answer)
-        exercise = replace(exercise, before="", solution=answer, after="",
-                           check=(*exercise.checks, hidden))
+        exercise = replace(exercise, before="", solution=answer, after="", check=exercise.checks)
         ours = set().union(*map(defined, exercise.earlier))
-        own = [cell for cell in parsed(map(shell.transform_cell, own)) if not defined(cell) & ours]
-        called = needed(own, answer)
-        for cell in exercise.needs:
-            exec(cell, names)                          # the course's own code
+        own = [part for cell in parsed(map(shell.transform_cell, own))
+               for part in beside(cell, ours)]
+        program = "\n\n".join([*needed(own, answer), exercise.answered()])
+        for cell in needed(exercise.earlier, f"{program}\n\n{hidden}"):
+            failed = outcome(cell, names)              # the course's own code
+            if failed != PASSES:
+                return f"a cell of the course that it needs failed: {failed}"
     except SyntaxError as error:
         return f"SyntaxError: {error}"
-    return outcome("\n\n".join([*called, exercise.answered()]), names)
+    ready()
+    verdict = outcome(program, names)
+    unseen = outcome(hidden, names) if verdict == PASSES else PASSES
+    return verdict if unseen == PASSES else f"{HIDDEN_REFUSES}: {sentence(unseen)}"
 
 
 def parsed(sources: Iterable[str]) -> list[str]:
@@ -312,6 +374,19 @@ def parsed(sources: Iterable[str]) -> list[str]:
             ast.parse(source)
             found.append(source)
     return found
+
+
+def beside(cell: str, ours: set[str]) -> list[str]:
+    """A student's cell; if it gives names of the course a value, those of its statements that do
+    not."""
+    if not defined(cell) & ours:
+        return [cell]
+    return [part for part in map(ast.unparse, ast.parse(cell).body) if not defined(part) & ours]
+
+
+def printable(text: str) -> str:
+    """With an escape for each character that a terminal would obey, or that UTF-8 cannot write."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def sentence(verdict: str) -> str:

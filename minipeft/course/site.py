@@ -2,7 +2,8 @@
 
     build(Path("site"))        what Sphinx warned of; site/index.html opens without a server, too
 
-The pages show the outputs that the notebooks store: nothing is executed. Solutions are folded. The
+The pages show the outputs that the notebooks store: nothing is executed. Solutions are folded, or
+left out, and with them what only a solution makes the checks print, and the exam's answers. The
 sources that are nowhere else lie in docs/; all others are put beside them under the names that they
 have in the repository, so that links between them hold.
 """
@@ -23,7 +24,7 @@ from ..files import CHECKOUT, PACKAGE, RESULTS, read_json, to_json, write_text
 from ..folders import check_writable, locked, remove_empty
 from . import explore
 from .assignment import course, solved
-from .exercises import BEGIN, END
+from .exercises import BEGIN, END, exercises_in
 from .student import released
 
 try:
@@ -45,10 +46,11 @@ HALL = (*sorted(path.stem for path in PACKAGE.glob("[a-z]*.py")),
         "nf4.dispatch", "nf4.linear", "nf4.reference", "nf4.state")
 HEADING = re.compile(r"^[> ]*#+ (.*)", re.MULTILINE)
 TITLE = re.compile(r"""(?:\btitle=|\b(?:set_|sup)title\()(["'])([^{}]+?)\1""")
+EXAM = re.compile(r"^## Exam questions\n.*?(?=^## )", re.MULTILINE | re.DOTALL)
 MARKERS = re.compile(rf"^ *({BEGIN}|{END})\n?", re.MULTILINE)
 
 
-def build(out: Path) -> list[str]:
+def build(out: Path, solutions: bool = True) -> list[str]:
     """The site in `out`, which is replaced whole or stays as it is; a line for each warning.
 
     FileNotFoundError without a checkout, FileExistsError if `out` holds what is not a site of ours.
@@ -56,8 +58,8 @@ def build(out: Path) -> list[str]:
     notebooks = course()
     with TemporaryDirectory() as scratch, replacing(out.resolve()) as part:
         sources = Path(scratch) / "sources"
-        lay_out(sources, notebooks)
-        warnings = make_pages(sources, part, Path(scratch) / "read")
+        lay_out(sources, notebooks, solutions)
+        warnings = make_pages(sources, part, Path(scratch))
         explore.write(part / "explore.html")
         return warnings
 
@@ -101,7 +103,7 @@ def empty(folder: Path) -> None:
 # ---------------------------------------------------------------- what Sphinx reads
 
 
-def lay_out(sources: Path, notebooks: list[Path]) -> None:
+def lay_out(sources: Path, notebooks: list[Path], solutions: bool = True) -> None:
     """docs/, and beside its pages all others."""
     shutil.copytree(CHECKOUT / "docs", sources, ignore=no_sources)
     pictures = [path.relative_to(CHECKOUT) for path in RESULTS.rglob("*.png")]
@@ -110,11 +112,16 @@ def lay_out(sources: Path, notebooks: list[Path]) -> None:
         shutil.copy(CHECKOUT / name, sources / name)
     shutil.copy(MATHJAX, sources / "_static" / "mathjax.js")
     for path in notebooks:
-        for folder, notebook in (("notebooks", shown(path)), ("downloads/solved", solved(path)),
-                                 ("downloads/open", released(path))):
+        made = {"notebooks": shown(path, solutions), "downloads/open": released(path)}
+        if solutions:
+            made["downloads/solved"] = solved(path)
+        for folder, notebook in made.items():
             target = sources / folder / path.name
             target.parent.mkdir(parents=True, exist_ok=True)
             write_text(target, to_json(notebook, target, indent=1))
+    if not solutions:
+        teaching = sources / "notebooks/TEACHING.md"
+        write_text(teaching, EXAM.sub("", teaching.read_text(encoding="utf-8")))
     write_api(sources / "api")
 
 
@@ -123,9 +130,11 @@ def no_sources(folder: str, names: list[str]) -> set[str]:
     return {name for name in names if name == "__pycache__" or Path(folder, name, MARK).exists()}
 
 
-def shown(path: Path) -> dict:
+def shown(path: Path, solutions: bool = True) -> dict:
     """The JSON of a notebook as its page shows it."""
     notebook = read_json(path, "restore the notebook", keys={"cells": list, "metadata": dict})
+    if not solutions:
+        leave_out(notebook["cells"], path.stem)
     heading = ""
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
@@ -134,13 +143,27 @@ def shown(path: Path) -> dict:
         else:
             show(cell, source, heading)
     title, _, text = "".join(notebook["cells"][0]["source"]).partition("\n")
-    notebook["cells"][0]["source"] = f"{title}\n\n{offer(path.name)}\n{text}"
+    notebook["cells"][0]["source"] = f"{title}\n\n{offer(path.name, solutions)}\n{text}"
     return notebook
 
 
-def offer(name: str) -> str:
-    return (f"Download this notebook [with its solutions](path:../downloads/solved/{name}) "
-            f"or [without](path:../downloads/open/{name}).\n")
+def leave_out(cells: list[dict], name: str) -> None:
+    """The solutions of a notebook of this name, and what these cells and the checks print."""
+    for exercise in exercises_in(name, cells):
+        given = re.match(" *", exercise.solution)[0] + "# your answer\n"
+        for cell in cells[exercise.place:]:
+            if cell["cell_type"] == "code" and "".join(cell["source"]) in exercise.check:
+                cell["outputs"] = []
+        cells[exercise.place].update(outputs=[], source=exercise.before + given + exercise.after)
+
+
+def offer(name: str, solutions: bool) -> str:
+    """What stands below the title of a notebook's page."""
+    without = f"path:../downloads/open/{name}"
+    if not solutions:
+        return f"[Download this notebook]({without}), to run it and to answer its exercises.\n"
+    return (f"Download this notebook [with its solutions](path:../downloads/solved/{name}) or "
+            f"[without]({without}). On this page they are folded, so that you can try first.\n")
 
 
 def show(cell: dict, source: str, heading: str) -> None:
@@ -227,14 +250,18 @@ def prose(text: str) -> str:
 
 
 def make_pages(sources: Path, out: Path, scratch: Path) -> list[str]:
-    """Sphinx's warnings, a line each; ValueError if it made no pages."""
+    """Sphinx's warnings, a line each; ValueError if it made no pages.
+
+    They are made in `scratch`: myst-nb leaves a folder of figures beside them.
+    """
     nocolor()
-    said = io.StringIO()
+    said, made = io.StringIO(), scratch / "pages"
     with patch_docutils(sources), docutils_namespace():
-        sphinx = Sphinx(sources, sources, out, scratch, "html", status=None, warning=said)
+        sphinx = Sphinx(sources, sources, made, scratch / "read", "html", status=None, warning=said)
         sphinx.connect("autodoc-process-docstring", as_written)
         sphinx.build()
     lines = said.getvalue().replace(f"{sources}{os.sep}", "").splitlines()
     if sphinx.statuscode:
         raise ValueError(f"Sphinx made no site: {lines[-1]}")
+    shutil.copytree(made, out, dirs_exist_ok=True)
     return lines

@@ -1,4 +1,4 @@
-"""Wrong and right answers to the exercises of 00_the_bottleneck; tried by /tmp/wt/00_w/try.py."""
+"""Wrong and right answers to the exercises of 00_the_bottleneck."""
 _LINEARS = """c = GPTConfig.preset(name)
 C, kv, total = c.hidden_size, c.head_dim * c.kv_heads, count_by_hand(c)
 linears = c.num_hidden_layers * (2 * C * C + 2 * C * kv + 3 * C * c.intermediate_size)
