@@ -362,6 +362,13 @@ def test_a_gguf_file_is_fine_tuned_asked_and_merged(here, capsys):
         asked = [{"role": "user", "content": "hé 2024"}]
         assert folder.chat_text(asked) == file.chat_text(asked)
         assert folder.encode("hé 2024\n\n").ids == file.encode("hé 2024\n\n").ids
+    assert run("merge --model a.gguf --out base") == 0              # nothing to merge: as it is
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("base")
+    torch.testing.assert_close(logits(load("a.gguf")[0], ids), logits(theirs, ids), atol=1e-4,
+                               rtol=1e-4)
+    theirs = peft.PeftModel.from_pretrained(theirs, "run lora").eval()
+    ours = load_trained(load("a.gguf")[0], Path("run lora"))
+    torch.testing.assert_close(logits(ours, ids), logits(theirs, ids), atol=1e-4, rtol=1e-4)
     assert run("memory --model a.gguf --seq 32") == 0
     four_bit = load("a.gguf", four_bit=True)[0]
     whole = quantize_model(load("a.gguf")[0])
