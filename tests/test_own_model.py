@@ -111,6 +111,11 @@ def test_what_the_readme_types_works_and_its_results_open_in_transformers(family
         adapted = peft.PeftModel.from_pretrained(
             transformers.AutoModelForCausalLM.from_pretrained(NAME), "runs/mine").eval()
         torch.testing.assert_close(logits(adapted, ids), wanted, atol=1e-4, rtol=1e-4)
+        # the same by the README's lines, on the base model as `merge` writes it
+        assert run(f"merge --model {NAME} --out runs/smollm2") == 0
+        code = re.search(r"```python\n(import peft.*?)```", README, flags=re.DOTALL)[1]
+        exec(code.replace("runs/tools", "runs/mine"), lines := {})
+        torch.testing.assert_close(logits(lines["model"], ids), wanted, atol=1e-4, rtol=1e-4)
     library = transformers.AutoTokenizer.from_pretrained("runs/mine_merged")
     asked = library.apply_chat_template([{"role": "user", "content": "Wake me at 7"}],
                                         add_generation_prompt=True, return_tensors="pt",
