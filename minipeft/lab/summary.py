@@ -32,7 +32,7 @@ RULES = {
     ("performance", "good"): (-10, math.inf), ("performance", "lower"): (-math.inf, -2),
 }
 UNITS = {
-    "updates": "share of all parameters that is trained",
+    "updates": "share of all parameters that is trained; FFT, full fine-tuning, trains all",
     "latency": "time beyond the unadapted model's, one row: to read 64 tokens, to write one more "
                "(LoRA merged); the larger is judged",
     "memory": "bytes of weights, gradients, optimizer and activations in a step of 8 x 192 tokens, "
@@ -194,8 +194,8 @@ def forgetting_table(results: dict, task: str) -> str:
                 if (r["arm"], r["task"]) == (arm, task) and r["loss"] is not None]
         if runs:
             norms = [r["update_norm"] for r in runs]
-            rows.append([RECIPES[arm].label,
-                         *(mean_sd([r["forgetting"][kind] for r in runs], 2, "+") for kind in KINDS),
+            rises = (mean_sd([r["forgetting"][kind] for r in runs], 2, "+") for kind in KINDS)
+            rows.append([RECIPES[arm].label, *rises,
                          "-" if None in norms else f"{statistics.mean(norms):.1f}"])
     return layout(header, rows)
 
