@@ -16,9 +16,9 @@ try:
     from .prompt import PromptTuningConfig
 except ModuleNotFoundError as error:
     # with this `name`, `python -m minipeft` prints it as one line
-    raise ImportError(f"minipeft needs {error.name}, which {sys.executable} does not have; activate "
-                      f"the environment that make has set up (. .venv/bin/activate), or install "
-                      f"with: python -m pip install -r requirements.txt",
+    raise ImportError(f"minipeft needs {error.name}, which {sys.executable} does not have; "
+                      f"activate the environment that make has set up (. .venv/bin/activate), or "
+                      f"install with: python -m pip install -r requirements.txt",
                       name="minipeft") from error
 
 __all__ = ["GPT", "GPTConfig", "TaskType", "LoraConfig", "PromptTuningConfig", "PrefixTuningConfig",
