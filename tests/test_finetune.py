@@ -194,10 +194,12 @@ def test_a_file_that_holds_something_else_is_refused_with_its_line(case, tmp_pat
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_a_byte_order_mark_and_every_end_of_line_are_no_fault(encoding, end, tmp_path):
+@pytest.mark.parametrize("empty", [0, 1])                # lines before the first example
+def test_a_byte_order_mark_and_every_end_of_line_are_no_fault(encoding, end, empty, tmp_path):
     lines = [json.dumps({"prompt": "é\u2028", "completion": str(i)}, ensure_ascii=False)
              for i in range(3)]
-    (tmp_path / "data.jsonl").write_text(end.join([*lines, "", " "]), encoding, newline="")
+    (tmp_path / "data.jsonl").write_text(end * empty + end.join([*lines, "", " "]), encoding,
+                                         newline="")
     found = chat.read_jsonl(tmp_path / "data.jsonl")
     assert [(m[0]["content"], m[1]["content"]) for m in found] == [("é\u2028", c) for c in "012"]
 
@@ -696,6 +698,7 @@ def contents(folder=".") -> set[str]:
     ("--lr inf", "lr must be positive and finite, got inf"),
     ("--lr 0", "lr must be positive and finite, got 0"),
     ("--size 0", "size must be a whole number of at least 1, got 0"),
+    ("--method full", "full fine-tuning has no size, got 2"),
     ("--steps 0", "steps must be a whole number of at least 1, got 0"),
     ("--batch-size 0", "batch_size must be a whole number of at least 1, got 0"),
     ("--micro-batch 0", "micro_batch must be a whole number of at least 1, got 0"),

@@ -128,6 +128,8 @@ def test_impossible_runs_are_refused(bad, message):
     (["--model", "tiny", "--batch", "0"], "batch must be at least 1, got 0"),
     (["--model", "tiny", "--seq", "0"], "seq must be at least 1, got 0"),
     (["--model", "tiny", "--r", "0"], "r must be at least 1, got 0"),
+    (["--model", "tiny", "--r", "8", "--method", "full"],
+     "full fine-tuning has no r, got --r 8; leave it out"),
     (["--model", "tiny", "--batch", "1" + "0" * 12], "batch must be at most 2147483648"),
     (["--model", "tiny", "--batch", "1" + "0" * 19], "batch must be at most 2147483648"),
     (["--model", "llama-3-8b", "--batch", "1000000", "--seq", "8192"], "x seq must be at most 21"),

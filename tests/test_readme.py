@@ -4,6 +4,7 @@ import importlib
 import io
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 pytest.importorskip("tokenizers", reason="tokenizers is the optional extra minipeft[llm]")
 from minipeft.cli import finetune
-from minipeft.lab import tool_calls
+from minipeft.lab import graded, tool_calls
 from minipeft.recipes import RECIPES
 
 ROOT = Path(__file__).parent.parent
@@ -112,6 +113,26 @@ def test_the_transcript_of_the_language_model_is_that_of_the_stored_run(maker, c
     printed = capsys.readouterr().out.splitlines()
     for line in (*printed[:5], printed[-1]):        # the report, and the score's last line
         assert f"\n{line}\n" in README, line
+
+
+def test_what_the_readme_says_of_its_first_picture_is_what_was_measured():
+    found = graded.read(ROOT / "benchmarks" / "results" / "languages")
+    quick = {arm: statistics.mean(graded.learned(found, arm, graded.FAST)) for arm in RECIPES}
+    last = {arm: graded.at_the_end(found, arm) for arm in RECIPES}
+    text = " ".join(README.split())
+    assert f"After {graded.FAST} steps (left)" in text and "six tenths" in text
+    assert quick["full"] > 0.99
+    assert {round(10 * quick[arm]) for arm in ("lora", "qlora")} == {6}
+    assert round(4 * quick["houlsby"]) == 1 and max(quick["prefix"], quick["prompt"]) < 0.01
+    for arm in ("full", "lora", "qlora", "houlsby"):                 # "all four know all of them"
+        _, shares, is_flat = last[arm]
+        assert is_flat and min(shares) > 0.99, arm
+    assert [last[arm][2] for arm in ("prefix", "prompt")] == [False, False]
+    assert max(last["prompt"][1]) < graded.BEGUN < min(last["prefix"][1])
+    assert f"{max(steps for steps, *_ in last.values()):,} at most" in text
+    names = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten",
+             "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen")
+    assert f"{names[len([*(ROOT / 'notebooks').glob('*.ipynb')])]} notebooks" in text
 
 
 def test_what_the_readme_says_of_the_study_of_smollm2_is_what_its_runs_say():

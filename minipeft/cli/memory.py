@@ -61,7 +61,9 @@ def run(args) -> None:
 def planned_run(args, config: GPTConfig) -> memory.Run:
     """The run as the arguments describe it, with what they leave open."""
     usual = RECIPES[args.method].llm_size if args.method in RECIPES else None
-    size = args.r if args.r is not None else 1 if usual is None else usual     # full has no size
+    if args.method == "full" and args.r is not None:
+        raise ValueError(f"full fine-tuning has no r, got --r {args.r}; leave it out")
+    size = args.r if args.r is not None else 1 if usual is None else usual
     run = memory.Run(config, args.method, size, args.batch, 1 if args.seq is None else args.seq,
                      args.dtype, args.optimizer, args.checkpointing)
     if args.seq is not None:

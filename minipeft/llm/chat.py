@@ -7,6 +7,7 @@ The loss counts on what the assistant says, and on the token that ends its turn.
 "prompt" may have a "system" turn; an assistant's message with "weight": 0 is not learned, as in
 OpenAI's format. Any other key is refused: it might mean something that is not done here.
 """
+import codecs
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -140,7 +141,8 @@ def read_jsonl(path: Path, control: Sequence[str] = CONTROL) -> list[Messages]:
         raise FileNotFoundError(f"no data file {path}; it must hold a JSON object a line, with "
                                 f'"prompt" and "completion", or with "messages"')
     conversations = []
-    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
+    content = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
+    for number, line in enumerate(content.splitlines(), 1):
         if line.strip():
             conversations.append(parse_line(line, f"{path}, line {number}", control))
     if not conversations:

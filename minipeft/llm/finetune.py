@@ -49,8 +49,10 @@ class RunRecipe:
                              "the spacing of bfloat16 numbers and would be rounded away")
         if not 0 < self.lr < math.inf:
             raise ValueError(f"lr must be positive and finite, got {self.lr!r}")
-        if RECIPES[self.method].llm_size is not None:
+        if not every_weight:
             check_count("size", self.size)
+        elif self.size is not None:
+            raise ValueError(f"full fine-tuning has no size, got {self.size!r}; leave it out")
         if not 0 <= self.seed < 2**64:
             raise ValueError(f"seed must lie in 0 ... 2^64 - 1, got {self.seed!r}")
 
