@@ -11,8 +11,7 @@ import pytest
 from minipeft.__main__ import main, parser
 from minipeft.cli import COMMANDS
 
-ROOT = Path(__file__).parent.parent
-PAGES = "".join((ROOT / name).read_text(encoding="utf-8")
+PAGES = "".join((Path(__file__).parent.parent / name).read_text(encoding="utf-8")
                 for name in ("README.md", "CONTRIBUTING.md"))
 
 
@@ -61,8 +60,9 @@ def test_wrong_usage_ends_with_status_2_and_says_what_was_wanted(argv, message, 
 
 
 def test_a_python_without_the_requirements_is_told_in_one_line_what_to_activate():
+    root = Path(__file__).parent.parent
     done = subprocess.run([sys.executable, "-S", "-m", "minipeft", "compare"], capture_output=True,
-                          text=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+                          text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
     assert done.returncode == 1 and done.stderr.count("\n") == 1
     assert "minipeft needs torch" in done.stderr and ". .venv/bin/activate" in done.stderr
 
