@@ -31,6 +31,11 @@ def test_sphinx_does_not_warn(site):
     assert read_json(site.with_name("warnings.json"), wanted=list) == []
 
 
+def test_nothing_is_left_beside_the_site(site):
+    """Where it is built, myst-nb puts a folder of pictures beside it."""
+    assert {path.name for path in site.parent.iterdir()} == {"site", "warnings.json"}
+
+
 def test_the_site_is_as_large_as_the_readme_says(site):
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     said = re.search(r"`make site` writes the course into `site/` \((\d+) MB\)", readme)[1]

@@ -229,12 +229,13 @@ def prose(text: str) -> str:
 def make_pages(sources: Path, out: Path, scratch: Path) -> list[str]:
     """Sphinx's warnings, a line each; ValueError if it made no pages."""
     nocolor()
-    said = io.StringIO()
+    said, pages = io.StringIO(), scratch.with_name("pages")    # beside it myst-nb leaves a folder
     with patch_docutils(sources), docutils_namespace():
-        sphinx = Sphinx(sources, sources, out, scratch, "html", status=None, warning=said)
+        sphinx = Sphinx(sources, sources, pages, scratch, "html", status=None, warning=said)
         sphinx.connect("autodoc-process-docstring", as_written)
         sphinx.build()
     lines = said.getvalue().replace(f"{sources}{os.sep}", "").splitlines()
     if sphinx.statuscode:
         raise ValueError(f"Sphinx made no site: {lines[-1]}")
+    shutil.copytree(pages, out, dirs_exist_ok=True)
     return lines
