@@ -31,7 +31,7 @@ notebooks: $(VENV)/ready
 	$(RUN) -m minipeft notebooks --execute $(ARGS)
 
 clean:
-	rm -rf $(VENV) results site .pytest_cache .hypothesis build minipeft.egg-info
+	rm -rf $(VENV) results site .pytest_cache .hypothesis .ruff_cache build minipeft.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/ready: requirements.txt requirements-smollm2.txt pyproject.toml
