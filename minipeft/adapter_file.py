@@ -54,7 +54,7 @@ def read(folder: Path) -> tuple[dict, dict[str, Tensor]]:
     """(config, tensors) as they stand in the files; FileNotFoundError, NotADirectoryError, or
     ValueError for files that are not what their names say."""
     if not folder.exists():
-        raise FileNotFoundError(f"no adapter folder {folder}")
+        raise FileNotFoundError(f"no adapter folder {folder}: it must hold {CONFIG} and {TENSORS}")
     if not folder.is_dir():
         raise NotADirectoryError(f"an adapter is a folder with {CONFIG} and {TENSORS}, "
                                  f"but {folder} is a file")

@@ -1,4 +1,5 @@
 """The command line: usage, exit status, one-line errors."""
+import os
 import re
 import shlex
 import subprocess
@@ -34,7 +35,13 @@ def test_the_commands_of_the_pages_parse(line):
 
 
 @pytest.mark.parametrize("argv, message", [
-    ([], "COMMAND"),
+    ([], "{compare,capacity,pretrain,finetune,generate,merge,memory,claims,quiz,"),
+    (["course"], "{student,source,solution,progress,explore,grade,site}"),
+    (["finetune", "--out", "x", "--metod", "lora"], "usage: minipeft finetune [-h] --out OUT"),
+    (["finetune", "--out", "x", "--metod", "lora"], "unrecognized arguments: --metod lora"),
+    (["course", "progress", "x", "--job", "2", "--sekonds", "9"],
+     "usage: minipeft course progress [-h]"),
+    (["--nosuch", "compare"], "unrecognized arguments: --nosuch"),
     (["conpare"], "invalid choice: 'conpare'"),
     (["compare", "--methods", "lora", "nosuch"], "unknown method 'nosuch'; known: full, lora"),
     (["compare", "--tasks", "summarize"],
@@ -50,6 +57,14 @@ def test_wrong_usage_ends_with_status_2_and_says_what_was_wanted(argv, message, 
     with pytest.raises(SystemExit) as stop:
         main(argv)
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_a_python_without_the_requirements_is_told_in_one_line_what_to_activate():
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-S", "-m", "minipeft", "compare"], capture_output=True,
+                          text=True, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "minipeft needs torch" in done.stderr and ". .venv/bin/activate" in done.stderr
 
 
 def test_comparing_needs_the_core_requirements_only():

@@ -244,6 +244,12 @@ def test_performance_is_judged_against_full_fine_tuning_on_the_worst_task():
     assert "85±7" in summary.performance(results, "full")      # mean 0.85, sd 0.0707 by hand
 
 
+def test_one_seed_has_no_deviation_and_none_is_printed():
+    assert summary.performance(results_with({"full": [0.9]}), "full") == "90"
+    assert summary.mean_sd([1.25], 2, "+") == "+1.25"
+    assert summary.mean_sd([1.0, 1.5], 2, "+") == "+1.25±0.35"       # sd 0.5 / sqrt(2) by hand
+
+
 def test_a_claim_that_does_not_hold_gets_a_sign_and_a_sentence():
     results = results_with({"full": [0.5], "prompt": [0.9], "prefix": [0.1]})
     text = "\n".join(summary.disagreements(results))

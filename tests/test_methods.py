@@ -257,6 +257,16 @@ def test_waiting_adapters_follow_to_and_stand_once_in_the_state_dict(case):
     assert {p.dtype for p in peft_model.parameters()} == {torch.float64}
 
 
+def test_lora_adds_alpha_over_r_times_B_A_x_to_what_the_base_gives():
+    """By hand, of x = (1, 1): W0 x = (1, 1), A x = (3, 1), B A x = (9, 13), alpha / r = 5."""
+    base = nn.Sequential(nn.Linear(2, 2, bias=False))
+    base[0].weight.data = torch.eye(2)
+    layer = get_peft_model(base, LoraConfig(2, lora_alpha=10, target_modules=["0"])).base_model[0]
+    layer.lora_A.weight.data = torch.tensor([[1.0, 2.0], [0.0, 1.0]])
+    layer.lora_B.weight.data = torch.tensor([[3.0, 0.0], [4.0, 1.0]])
+    assert layer(torch.ones(2)).tolist() == [46, 66]
+
+
 @pytest.mark.parametrize("n_rows, dtype", [(100, torch.bfloat16), (5, torch.float32)])
 def test_over_a_bfloat16_base_lora_multiplies_many_rows_in_bfloat16_and_learns_in_float32(n_rows,
                                                                                          dtype):

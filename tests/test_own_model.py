@@ -112,6 +112,11 @@ def test_what_the_readme_types_works_and_its_results_open_in_transformers(family
         adapted = peft.PeftModel.from_pretrained(
             transformers.AutoModelForCausalLM.from_pretrained(NAME), "runs/mine").eval()
         torch.testing.assert_close(logits(adapted, ids), wanted, atol=1e-4, rtol=1e-4)
+        # the same by the README's lines, on the base model as `merge` writes it
+        assert run(f"merge --model {NAME} --out runs/smollm2") == 0
+        code = re.search(r"```python\n(import peft.*?)```", README, flags=re.DOTALL)[1]
+        exec(code.replace("runs/tools", "runs/mine"), lines := {})
+        torch.testing.assert_close(logits(lines["model"], ids), wanted, atol=1e-4, rtol=1e-4)
     library = transformers.AutoTokenizer.from_pretrained("runs/mine_merged")
     asked = library.apply_chat_template([{"role": "user", "content": "Wake me at 7"}],
                                         add_generation_prompt=True, return_tensors="pt",
@@ -363,6 +368,13 @@ def test_a_gguf_file_is_fine_tuned_asked_and_merged(here, capsys):
         asked = [{"role": "user", "content": "hé 2024"}]
         assert folder.chat_text(asked) == file.chat_text(asked)
         assert folder.encode("hé 2024\n\n").ids == file.encode("hé 2024\n\n").ids
+    assert run("merge --model a.gguf --out base") == 0              # nothing to merge: as it is
+    theirs = transformers.AutoModelForCausalLM.from_pretrained("base")
+    torch.testing.assert_close(logits(load("a.gguf")[0], ids), logits(theirs, ids), atol=1e-4,
+                               rtol=1e-4)
+    theirs = peft.PeftModel.from_pretrained(theirs, "run lora").eval()
+    ours = load_trained(load("a.gguf")[0], Path("run lora"))
+    torch.testing.assert_close(logits(ours, ids), logits(theirs, ids), atol=1e-4, rtol=1e-4)
     assert run("memory --model a.gguf --seq 32") == 0
     four_bit = load("a.gguf", four_bit=True)[0]
     whole = quantize_model(load("a.gguf")[0])

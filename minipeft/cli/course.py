@@ -18,7 +18,7 @@ HEADER = ("student", "exercise", "points", "of", "first failing sentence")
 
 
 def arguments(parser) -> None:
-    doing = parser.add_subparsers(dest="doing", required=True, metavar="WHAT")
+    doing = parser.add_subparsers(dest="doing", required=True)
     student = doing.add_parser("student", help="the notebooks without solutions, to work in")
     student.add_argument("--out", type=Path, default=Path("student"),
                          help="folder (default: student); what is there is never written over")
@@ -39,6 +39,8 @@ def arguments(parser) -> None:
     arguments_of_grade(grading)
     for command in (progress, grading):
         arguments_of_a_run(command)
+    for command in doing.choices.values():
+        command.set_defaults(parser=command)             # a wrong usage shows its own
 
 
 def arguments_of_grade(grading) -> None:

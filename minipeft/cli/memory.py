@@ -20,12 +20,13 @@ def arguments(parser) -> None:
                              "that holds it, or a .gguf file")
     parser.add_argument("--method", default="qlora", help=", ".join(RECIPES))
     parser.add_argument("--r", type=int, help="rank; for prompt and prefix virtual tokens, for "
-                        "houlsby bottleneck (default: as finetune takes it)")
+                        "houlsby bottleneck; finetune's --size, and by default what it takes")
     parser.add_argument("--batch", type=int, default=1, help="sequences a step")
     parser.add_argument("--seq", type=int, help=f"tokens a sequence (default: {SEQ}, or as many "
                         "as the model has positions for)")
     parser.add_argument("--checkpointing", action="store_true",
-                        help="gradient checkpointing: keep the layers' inputs, recompute the rest")
+                        help="gradient checkpointing, finetune's --recompute: keep the layers' "
+                             "inputs, recompute the rest")
     parser.add_argument("--optimizer", default="adamw", help=", ".join(memory.OPTIMIZERS))
     parser.add_argument("--dtype", default="bf16", help=f"of the base: {', '.join(memory.DTYPES)}")
     parser.add_argument("--gpu", type=float, metavar="GIB",

@@ -32,7 +32,7 @@ RULES = {
     ("performance", "good"): (-10, math.inf), ("performance", "lower"): (-math.inf, -2),
 }
 UNITS = {
-    "updates": "share of all parameters that is trained",
+    "updates": "share of all parameters that is trained; FFT, full fine-tuning, trains all",
     "latency": "time beyond the unadapted model's, one row: to read 64 tokens, to write one more "
                "(LoRA merged); the larger is judged",
     "memory": "bytes of weights, gradients, optimizer and activations in a step of 8 x 192 tokens, "
@@ -45,6 +45,15 @@ UNITS = {
 def spread(values: list[float]) -> tuple[float, float]:
     """(mean, standard deviation); one value has deviation 0."""
     return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def mean_sd(values: list[float], digits: int, sign: str = "") -> str:
+    """"46±17": mean and standard deviation; of one value the value, for it shows no deviation.
+
+    sign: "+" writes that of a positive mean, too
+    """
+    mean, deviation = spread(values)
+    return f"{mean:{sign}.{digits}f}" + (f"±{deviation:.{digits}f}" if len(values) > 1 else "")
 
 
 def shares(results: dict, arm: str, task: str) -> list[float]:
@@ -102,8 +111,8 @@ def agrees(column: str, claim: str, value: float) -> bool | None:
 
 
 def performance(results: dict, arm: str) -> str:
-    parts = (spread(shares(results, arm, task)) for task in results["tasks"])
-    return ", ".join(f"{100 * mean:.0f}±{100 * deviation:.0f}" for mean, deviation in parts)
+    return ", ".join(mean_sd([100 * share for share in shares(results, arm, task)], 0)
+                     for task in results["tasks"])
 
 
 def cells(results: dict, arm: str) -> list[tuple[str, str, str]]:
@@ -184,9 +193,9 @@ def forgetting_table(results: dict, task: str) -> str:
         runs = [r for r in results["runs"]
                 if (r["arm"], r["task"]) == (arm, task) and r["loss"] is not None]
         if runs:
-            parts = (spread([r["forgetting"][kind] for r in runs]) for kind in KINDS)
             norms = [r["update_norm"] for r in runs]
-            rows.append([RECIPES[arm].label, *(f"{mean:+.2f}±{sd:.2f}" for mean, sd in parts),
+            rises = (mean_sd([r["forgetting"][kind] for r in runs], 2, "+") for kind in KINDS)
+            rows.append([RECIPES[arm].label, *rises,
                          "-" if None in norms else f"{statistics.mean(norms):.1f}"])
     return layout(header, rows)
 
@@ -223,8 +232,7 @@ def trained(runs: list[dict], arm: str, size: int | None = None) -> int:
 
 def percents(shares_: list[float]) -> str:
     """"46±17 % (n 3)" """
-    mean, deviation = spread(shares_)
-    return f"{100 * mean:.1f}±{100 * deviation:.1f} % (n {len(shares_)})"
+    return f"{mean_sd([100 * share for share in shares_], 1)} % (n {len(shares_)})"
 
 
 def full_size_table(results: dict) -> str:
@@ -306,11 +314,10 @@ def end_of(ends: list[dict]) -> str:
     """"87.9±2.1 % (3,200, n 3)" """
     if not ends:
         return "not run"
-    mean, deviation = spread([100 * end["share"] for end in ends])
-    sd = f"±{deviation:.1f}" if len(ends) > 1 else ""
+    share = mean_sd([100 * end["share"] for end in ends], 1)
     rising = "" if all(end["flat"] for end in ends) else ", rising"
     steps = max(end["steps"] for end in ends)
-    return f"{mean:.1f}{sd} % ({steps:,}, n {len(ends)}{rising})"
+    return f"{share} % ({steps:,}, n {len(ends)}{rising})"
 
 
 def density_table(runs: list[dict]) -> str:
@@ -318,7 +325,5 @@ def density_table(runs: list[dict]) -> str:
     rows = []
     for name, arm in capacity.ARMS.items():
         if found := capacity.capacity(runs, name):
-            mean, deviation = spread(found)
-            rows.append([arm.label, f"{mean:.2f}" + (f"±{deviation:.2f}" if len(found) > 1 else ""),
-                         f"{len(found)}"])
+            rows.append([arm.label, mean_sd(found, 2), f"{len(found)}"])
     return layout(["arm", "bits per trained parameter", "n"], rows) if rows else "(none is full)"

@@ -19,7 +19,7 @@ from .intervals import Difference, paired_difference
 from .rates import loss_of, record
 from .runs import NUMBER
 from .study import read_lines
-from .summary import layout
+from .summary import layout, mean_sd
 
 LINES, COSTS = "runs.jsonl", "step_costs.json"     # in the folder of the study
 VERSION = 1                      # of it, see study.py
@@ -187,10 +187,7 @@ def difference(a: list[dict], b: list[dict]) -> Difference:
 
 def spread(values: list[float], digits: int) -> str:
     """Mean and standard deviation; of one value, the value; of none, a dash."""
-    if not values:
-        return "-"
-    deviation = f"±{statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{deviation}"
+    return mean_sd(values, digits) if values else "-"
 
 
 def exact(runs: list[dict]) -> str:

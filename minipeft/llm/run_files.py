@@ -218,7 +218,8 @@ def read_settings(folder: Path, wanted: dict = SETTINGS) -> dict:
     recipe and the schedule nothing else."""
     path, do = folder / RUN, "restore it, or begin a new run in another folder"
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no {RUN}, so there is no run to continue")
+        raise FileNotFoundError(f"{folder} holds no {RUN}, so there is no run to continue; "
+                                f"begin one with --data in place of --resume")
     settings = read_json(path, do, keys=wanted)
     for part in ("recipe", "schedule") if wanted is SETTINGS else ():
         check_keys(settings[part], wanted[part], f"{path}: {part}", do, others=False)
