@@ -138,24 +138,38 @@ def test_what_the_readme_says_of_its_first_picture_is_what_was_measured():
 def test_what_the_readme_says_of_the_study_of_smollm2_is_what_its_runs_say():
     found = tool_calls.read(ROOT / "benchmarks" / "results" / "tool_calls")
     text = " ".join(README.split())
-    rates = {tool_calls.chosen(found, method) for method in ("lora", "qlora", "houlsby")}
-    assert len(rates) == 1 and "at the same rates, and take the same." in text
-    for other, label in (("qlora", "QLoRA"), ("houlsby", "Houlsby")):
-        of = tool_calls.difference(*(tool_calls.report(found, m) for m in ("lora", other)))
-        assert of.seeds[0] < 0 < of.seeds[1]                        # so "not ranked"
-        assert f"{100 * of.mean:+.1f} ({tool_calls.points(of.seeds)})" in text, label
+    arms = {method: runs for method in RECIPES if (runs := tool_calls.report(found, method))}
+    chosen = {method: tool_calls.chosen(found, method) for method in arms}
+    assert chosen["lora"] == chosen["qlora"] == chosen["houlsby"]
+    assert chosen["prompt"] == chosen["prefix"]
+    assert "tried at the same rates, and take the same; so do prompts and prefixes." in text
+    for other in ("qlora", "houlsby", "prefix", "prompt"):
+        of = tool_calls.difference(arms["lora"], arms[other])
+        assert (of.seeds[0] < 0 < of.seeds[1]) == (other != "prompt")   # so "not ranked", and "far"
+        assert f"{100 * of.mean:+.1f} ({tool_calls.points(of.seeds)})" in text, other
+    assert round(10 * arms["prefix"][0]["trainable"] / arms["lora"][0]["trainable"]) == 1
+    *_, before, last = tool_calls.arc(found, "prompt", "exact_match").values()
+    assert last > 2 * before and "still rising when the steps end" in text
     swept = [run for run in found if (run["split"], run["method"]) == ("sweep", "lora")]
     by_rate = {rate: sum(sum(run["validation"]) for run in swept if run["lr"] == rate) / 2
                for rate in (1e-3, 3e-3, 1e-2)}                     # of 100 requests, two seeds
-    best = by_rate[rates.pop()]
-    assert f"LoRA loses {best - by_rate[1e-3]:.1f} points of the validation" in text
-    assert f"at three times it {best - by_rate[1e-2]:.1f}." in text
-    done = [r for m in RECIPES for r in tool_calls.report(found, m) if r["steps"]]
-    assert all(all(map(tool_calls.is_call, run["answers"])) for run in done)
-    kinds = [error["kind"] for run in done for error in run["errors"]]
-    assert kinds.count("values") > 0.9 * len(kinds) and "nearly all are values" in text
-    missing = {m for m in RECIPES if not tool_calls.report(found, m)}
-    assert missing == {"full", "prompt", "prefix"} and "are still being run" in text
+    third, thrice = (by_rate[chosen["lora"]] - by_rate[rate] for rate in (1e-3, 1e-2))
+    assert f"at a third of it LoRA loses {third:.1f} points of the validation" in text
+    assert f"at three times it {thrice:.1f}." in text
+    matches = [100 * statistics.mean(map(statistics.mean, (run["test"] for run in arms[method])))
+               for method in arms if method != "prompt"]
+    assert len(matches) == 4 and abs(third - (max(matches) - min(matches))) < 0.5    # "as much as"
+    calls = [sum(map(tool_calls.is_call, run["answers"]))
+             for runs in arms.values() for run in runs]
+    assert calls.count(10) > 0.8 * len(calls) and min(calls) >= 7
+    assert "all or nearly all get" in text
+    kinds = [error["kind"] for method in ("lora", "qlora", "houlsby") for run in arms[method]
+             for error in run["errors"]]
+    assert kinds.count("values") > 0.9 * len(kinds) and "nearly all of LoRA's" in text
+    lost = {method: [tool_calls.forgotten(found, run) for run in arms[method]] for method in arms}
+    assert min(lost.pop("prefix")) > max(map(max, lost.values()))
+    assert "a prefix forgets most" in text
+    assert {*RECIPES} - {*arms} == {"full"} and "Full fine-tuning is still being run." in text
 
 
 def test_who_cites_names_the_version_that_is_installed():
