@@ -56,6 +56,7 @@ def test_every_layer_is_timed_both_ways_and_the_table_has_their_ratios(measured)
     lines = [line for line in text.splitlines() if "64 x 128" in line][:len(found)]
     for case, line in zip(found, lines, strict=True):
         assert f"{1e3 * case['seconds']['minipeft']['median']:.3f}" in line
+        assert (case["ratio"] is None) == (bench_layer.Linear4bit is None)
         if case["ratio"]:
             median, low, high = (case["ratio"][key] for key in ("median", "low", "high"))
             assert line.endswith(f" {median:.2f} ({low:.2f} to {high:.2f})")
