@@ -309,17 +309,6 @@ def test_the_time_of_the_courses_own_cells_is_not_the_answers(course, tmp_path):
     assert (row.points, row.why) == (2, "")
 
 
-def test_a_folder_that_hides_the_package_is_named_before_anything_is_graded(tmp_path, monkeypatch):
-    """As in the folder above a checkout called minipeft, with an editable installation."""
-    (tmp_path / "minipeft").mkdir()
-    (tmp_path / "ann").mkdir()
-    (tmp_path / "ann" / NAME).write_text('{"cells": [], "metadata": {}}')
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys.modules["minipeft"], "__file__", None)
-    with pytest.raises(FileNotFoundError, match="the folder .*minipeft hides the package"):
-        grade(collect(tmp_path), {}, LIMITS)
-
-
 def test_a_course_whose_own_cell_fails_says_so(course, tmp_path):
     broken = ("code", "PRICES = {'tea': 3}\nPRICES['milk'] += 1")
     write(course / NAME, [*CELLS[:3], broken, *CELLS[4:]])

@@ -29,7 +29,8 @@ if (None in map(find_spec, ("pip", "setuptools"))
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-SOURCES = ("minipeft", "data", "benchmarks/results", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("minipeft", "data", "benchmarks/results", "pyproject.toml", "setup.py", "README.md",
+           "LICENSE")
 DATA = {"data/learning_rates.json", "data/questions.json", "data/tiny_gpt.json",
         *(f"data/tiny_gpt_seed{seed}.safetensors" for seed in range(3)),
         *(f"data/tool_calls/{name}.jsonl" for name in ("train", "test", "questions")),
@@ -61,13 +62,19 @@ def done(*command, **how) -> str:
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory) -> Path:
-    """Built from a copy, since setuptools leaves build/ where it works."""
-    source, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
+def source(tmp_path_factory) -> Path:
+    """A copy of the checkout, since setuptools leaves build/ where it works."""
+    source = tmp_path_factory.mktemp("above") / "minipeft"
     for name in SOURCES:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).parent.mkdir(exist_ok=True, parents=True)
         copy(ROOT / name, source / name)
+    return source
+
+
+@pytest.fixture(scope="module")
+def wheel(source, tmp_path_factory) -> Path:
+    dist = tmp_path_factory.mktemp("dist")
     done(sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index",
          "-w", dist, source)
     return next(dist.glob("*.whl"))
@@ -148,6 +155,19 @@ def test_it_is_found_where_it_was_installed_and_asks_the_questions_that_lie_ther
                    cwd=installed.folder, env=installed.environ)
     assert "did you know it?" in printed
     assert f"Kept in {installed.home / 'data' / 'minipeft' / 'quiz.json'}" in printed
+
+
+def test_an_editable_one_is_found_in_the_folder_above_a_checkout_of_its_name(source, tmp_path):
+    """Where a folder minipeft, which is no package, comes first on the path."""
+    done(sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--no-index",
+         "--target", tmp_path, "--editable", source)
+    (line,) = (path.read_text() for path in tmp_path.glob("*.pth"))
+    assert Path(line.strip()) == source
+    code = (f"import sys; sys.path.append({line.strip()!r}); "
+            "from minipeft import files; print(files.DATA)")
+    environ = {**os.environ, "PYTHONPATH": ""}
+    found = done(sys.executable, "-c", code, cwd=source.parent, env=environ)
+    assert Path(found.strip()) == source / "data"
 
 
 @pytest.mark.long

@@ -183,7 +183,6 @@ def grade(handed: list[HandedIn], hidden: dict[str, str], limits: Limits, jobs: 
     tasks = [(student, exercise, theirs.get((student, notebook)))
              for student in dict.fromkeys(each.student for each in handed)
              for notebook, found in wanted.items() for exercise in found]
-    check_package()
     warm_up()
     pool = ThreadPoolExecutor(jobs)
     try:
@@ -191,15 +190,6 @@ def grade(handed: list[HandedIn], hidden: dict[str, str], limits: Limits, jobs: 
         return list(progress(rows, len(tasks)))
     finally:
         pool.shutdown(cancel_futures=True)             # who interrupts waits for those at work only
-
-
-def check_package() -> None:
-    """FileNotFoundError if a folder of that name hides the package from the notebooks' cells."""
-    package = sys.modules[__name__.partition(".")[0]]
-    if package.__file__ is None:
-        raise FileNotFoundError(f"the folder {Path(package.__name__).resolve()} hides the package "
-                                f"of that name, and no notebook can import it; type this in "
-                                f"another folder")
 
 
 def row(student: str, exercise: Exercise, theirs: HandedIn | None, hidden: dict[str, str],
