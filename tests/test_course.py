@@ -451,6 +451,32 @@ def test_a_solution_is_printed_and_an_unknown_one_is_bad_usage(course, capsys):
     assert "unknown exercise '00.4'; known: 00.1, 00.2, 00.3" in capsys.readouterr().err
 
 
+def test_an_exercise_that_was_not_begun_runs_nothing(course, tmp_path):
+    """As handed out, but for spaces: said at once, though a cell that its check needs fails."""
+    broken = ("code", "PRICES = {'tea': 3}\nPRICES['milk'] += 1")
+    check = ("code", "assert bill(['tea']) == PRICES['tea'], 'the price'")
+    write(course / NAME, [*CELLS[:3], broken, *CELLS[4:9], check, *CELLS[10:]])
+    ((path, _),) = student.release(tmp_path / "s")
+    undone = [UNDONE.format(number) for number in (1, 2, 3)]
+    assert [row.why for row in grade(collect(tmp_path / "s", "s"), {}, LIMITS)] == undone
+    notebook = json.loads(path.read_text())
+    for cell in notebook["cells"]:
+        if "NotDone" in "".join(cell["source"]):
+            cell["source"] = "\n" + "".join(cell["source"]).replace("#", " #") + "\n\n"
+    path.write_text(json.dumps(notebook))
+    assert [row.why for row in grade(collect(tmp_path / "s", "s"), {}, LIMITS)] == undone
+
+
+def test_progress_takes_what_is_asked_for(course, tmp_path, capsys):
+    ((path, _),) = student.release(tmp_path / "student")
+    worked(path, RIGHT)
+    assert main(["course", "progress", str(path.parent), "--only", "00.2"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["00.2  2 of 2", "2 of 2 points"]
+    with pytest.raises(SystemExit) as stop:
+        main(["course", "progress", str(path.parent), "--only", "99"])
+    assert stop.value.code == 2 and "--only takes notebooks and" in capsys.readouterr().err
+
+
 def test_progress_prints_what_is_done(course, tmp_path, capsys):
     ((path, _),) = student.release(tmp_path / "student")
     worked(path, [BAD_ENDS[0], RIGHT[1], ""])

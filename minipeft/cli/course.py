@@ -46,9 +46,6 @@ def arguments(parser) -> None:
 def arguments_of_grade(grading) -> None:
     grading.add_argument("--out", type=Path, default=Path("results"), help="folder for grades.csv "
                          "and a folder with feedback.txt for each student (default: results)")
-    grading.add_argument("--only", nargs="+", default=[], metavar="NN[.N]",
-                         help="notebooks or exercises, such as 03 10.2 (default: every notebook "
-                              "that anyone has handed in)")
     grading.add_argument("--hidden", type=Path, default=HIDDEN, metavar="FILE",
                          help="hidden tests (default: notebooks/hidden_tests.py)")
 
@@ -56,6 +53,9 @@ def arguments_of_grade(grading) -> None:
 def arguments_of_a_run(command) -> None:
     """Of a command that runs answers."""
     command.add_argument("folder", type=Path)
+    command.add_argument("--only", nargs="+", default=[], metavar="NN[.N]",
+                         help="notebooks or exercises, such as 03 10.2 (default: every notebook "
+                              "that is there)")
     command.add_argument("--seconds", type=float, default=120,
                          help="limit of each answer with its checks (default: 120)")
     command.add_argument("--gib", type=float, default=8,
@@ -94,7 +94,16 @@ def solution(args) -> None:
     print((exercise.before + exercise.solution).rstrip())
 
 
+def check_chosen(names: list[str]) -> None:
+    exercises = known()
+    for name in names:
+        if name not in exercises and f"{name}.1" not in exercises:
+            raise UsageError(f"--only takes notebooks and exercises, such as 03 and 10.2, got "
+                             f"{name!r}; known: {', '.join(exercises)}")
+
+
 def progress(args) -> None:
+    check_chosen(args.only)
     rows = graded(grade.collect(args.folder, student="you"), {}, args)
     print("\n".join(map(short_line, rows)))
     print(total(rows))
@@ -105,15 +114,11 @@ def grades(args) -> None:
     if args.folder.resolve() in (args.out.resolve(), *args.out.resolve().parents):
         raise UsageError(f"--out must lie outside of {args.folder}, where each folder is a "
                          f"student's, got {args.out}")
-    exercises = known()
-    for name in args.only:
-        if name not in exercises and f"{name}.1" not in exercises:
-            raise UsageError(f"--only takes notebooks and exercises, such as 03 and 10.2, got "
-                             f"{name!r}; known: {', '.join(exercises)}")
+    check_chosen(args.only)
     handed = grade.collect(args.folder)
     for path in grade.overlooked(args.folder):
         warn(f"{path} is no notebook (.ipynb), and is not looked at")
-    rows = graded(handed, hidden_tests(args.hidden), args, chosen=args.only)
+    rows = graded(handed, hidden_tests(args.hidden), args)
     args.out.mkdir(parents=True, exist_ok=True)
     write_text(args.out / "grades.csv", spreadsheet(rows))
     for name in dict.fromkeys(row.student for row in rows):
@@ -168,8 +173,7 @@ def warn(text: str) -> None:
     print(f"warning: {grade.printable(text)}", file=sys.stderr)
 
 
-def graded(handed: list[grade.HandedIn], hidden: dict[str, str], args,
-           chosen: list[str] = ()) -> list[grade.Row]:
+def graded(handed: list[grade.HandedIn], hidden: dict[str, str], args) -> list[grade.Row]:
     if args.jobs < 1 or not args.seconds > 0 or not args.gib > 0:
         raise UsageError(f"--jobs, --seconds and --gib must be positive, got {args.jobs}, "
                          f"{args.seconds:g} and {args.gib:g}")
@@ -178,4 +182,4 @@ def graded(handed: list[grade.HandedIn], hidden: dict[str, str], args,
     limits = grade.Limits(args.seconds, args.gib)
     return grade.grade(handed, hidden, limits, min(args.jobs, cores()), lambda rows, total: tqdm(
         rows, total=total, unit="exercise", file=sys.stderr, dynamic_ncols=True, leave=False),
-        chosen)
+        args.only)

@@ -21,6 +21,7 @@ HIDDEN = NOTEBOOKS / "hidden_tests.py"
 HIDDEN_TEST = re.compile(r"^# %% (\d\d\.\d+)\n", re.MULTILINE)
 MARK = re.compile(r"^#+ *%%.*", re.MULTILINE)               # what is meant to be one
 PREDICTION = "Before you run"
+STUB = '# write your answer here\nraise notebook.NotDone("EXERCISE")'      # for a solution
 OUTSIDE = re.compile(r'Path\("\.\./(data|benchmarks/results)/([^"]*)"\)')
 FOLDERS = {"data": "DATA", "benchmarks/results": "RESULTS"}         # of minipeft.files
 

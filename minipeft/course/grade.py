@@ -33,8 +33,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from IPython.display import display
 
 from ..files import plain, short
-from .assignment import course, handed_out, solved, version
+from .assignment import STUB, course, handed_out, solved, version
 from .exercises import PASSES, Exercise, defined, exercises_in, needed, outcome
+from .notebook import NotDone
 
 try:
     import resource
@@ -208,6 +209,8 @@ def refused(exercise: Exercise, theirs: HandedIn | None, hidden: str, limits: Li
         lost = (f"the cell exercise-{exercise.number} is not there: deleted, renamed, or not of "
                 f"the student version")
         return theirs.problem if theirs.problem else lost
+    if is_untouched(exercise, answer):                  # and no cell need run to say so
+        return str(NotDone(exercise.name))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as holder:
         try:
             folder = copied(theirs.beside, Path(holder) / "copy")
@@ -215,6 +218,13 @@ def refused(exercise: Exercise, theirs: HandedIn | None, hidden: str, limits: Li
             return short(error, repr=str)
         verdict = run((exercise, answer, theirs.own, hidden), folder, limits)
     return "" if verdict == PASSES else verdict
+
+
+def is_untouched(exercise: Exercise, answer: str) -> bool:
+    """Whether it is what was handed out, but for spaces and empty lines."""
+    after = "" if len(exercise.checks) > len(exercise.check) else exercise.after
+    released = exercise.before + STUB.replace("EXERCISE", exercise.name) + "\n" + after
+    return answer.split() == released.split()
 
 
 def copied(folder: Path | None, to: Path) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..files import write_text
 from ..folders import check_writable
-from .assignment import HIDDEN, assignment, course, handed_out, hidden_tests
+from .assignment import HIDDEN, STUB, assignment, course, handed_out, hidden_tests
 
 try:
     import nbformat
@@ -22,7 +22,6 @@ except ImportError as error:
     raise ImportError("the student version is made by nbgrader; install it with: "
                       "pip install 'minipeft[course]', or: pip install nbgrader") from error
 
-STUB = '# write your answer here\nraise notebook.NotDone("EXERCISE")'
 STEPS = (preprocessors.LockCells(), preprocessors.ClearSolutions(code_stub={"python": STUB}),
          preprocessors.ClearOutput(), preprocessors.ClearHiddenTests(),
          preprocessors.ComputeChecksums(), preprocessors.CheckCellMetadata())
