@@ -27,7 +27,7 @@ ELSEWHERE = {       # names of other libraries that the text explains and no cod
     "loralib", "BitsAndBytesConfig", "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage",
     "enable_input_require_grads", "use_orig_params"}
 # Files of bitsandbytes and of ggml; of a user's data folder
-THEIRS = {"functional.py", "docs/gguf.md", "minipeft/quiz.json"}
+THEIRS = {"functional.py", "docs/gguf.md", "minipeft/quiz.json", "nbgrader_config.py"}
 NUMBERS = r"(\d+(?:(?:, | and |, and | to )\d+)*)"        # "4", "01, 03 and 10", "03 to 09"
 PAPER = r"(19|20)\d\d|et al|paper|authors"              # before "section": one of theirs, not ours
 
