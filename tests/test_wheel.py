@@ -163,7 +163,7 @@ def test_an_editable_one_is_found_in_the_folder_above_a_checkout_of_its_name(sou
          "--target", tmp_path, "--editable", source)
     (line,) = (path.read_text() for path in tmp_path.glob("*.pth"))
     assert Path(line.strip()) == source
-    code = (f"import sys; sys.path.append({line.strip()!r}); "
+    code = (f"import sys; sys.path.insert(1, {line.strip()!r}); "      # after the folder above it
             "from minipeft import files; print(files.DATA)")
     environ = {**os.environ, "PYTHONPATH": ""}
     found = done(sys.executable, "-c", code, cwd=source.parent, env=environ)
